@@ -1,0 +1,177 @@
+// Package entry is the encoding of the governor's ledger, and the verifier of it. It shares nothing with the writer but
+// this encoding: whoever distrusts the governor needs this package (or docs/ledger.md and any JSON and SHA-256), the
+// log's public key and the issuer's, and nothing else.
+package entry
+
+import (
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// Version is the version of the encoding, in every entry.
+const Version = 1
+
+// Kind says what an entry records. For each there is one member of [Entry] that holds the rest.
+type Kind string
+
+// The kinds of entries.
+const (
+	KindSession     Kind = "session_opened"
+	KindClosed      Kind = "session_closed"
+	KindDecided     Kind = "decided"  // an offer, or a claim that was not granted
+	KindApproved    Kind = "approved" // a person's answer to a held decision
+	KindClaimed     Kind = "claimed"
+	KindResult      Kind = "result"
+	KindRevoked     Kind = "revoked"
+	KindBundle      Kind = "bundle_activated"
+	KindRejudged    Kind = "rejudged"
+	KindQuarantined Kind = "quarantined"
+)
+
+// Entry is one record of the ledger. Its bytes are its RFC 8785 JSON; its leaf in the Merkle tree is SHA-256(0x00 ‖
+// bytes), RFC 6962 section 2.1.
+type Entry struct {
+	Version int    `json:"v"`
+	Log     string `json:"log"`   // the checkpoint origin
+	Index   uint64 `json:"index"` // from 0, gapless
+	Time    int64  `json:"time"`  // Unix milliseconds; one reading a batch, never backwards
+	Kind    Kind   `json:"kind"`
+
+	Session string `json:"session,omitempty"`
+	Handoff string `json:"handoff,omitempty"` // its ID: the jti of its offer link
+	From    string `json:"from,omitempty"`    // agent names
+	To      string `json:"to,omitempty"`
+	Grant   string `json:"grant,omitempty"` // jti of the link acted under; of a claim, the one it parents
+
+	Prev Prev `json:"prev"`
+
+	Opened      *Opened      `json:"opened,omitempty"`
+	Closed      *Closed      `json:"closed,omitempty"`
+	Decided     *Decided     `json:"decided,omitempty"`
+	Approved    *Approved    `json:"approved,omitempty"`
+	Claimed     *Claimed     `json:"claimed,omitempty"`
+	Result      *Result      `json:"result,omitempty"`
+	Revoked     *Revoked     `json:"revoked,omitempty"`
+	Bundle      *Bundle      `json:"bundle,omitempty"`
+	Rejudged    *Rejudged    `json:"rejudged,omitempty"`
+	Quarantined *Quarantined `json:"quarantined,omitempty"`
+}
+
+// Prev points back to the newest earlier entry of the same session, sender, receiver and grant. A member is absent
+// where there is none.
+type Prev struct {
+	Session  *uint64 `json:"session,omitempty"`
+	Sender   *uint64 `json:"sender,omitempty"`
+	Receiver *uint64 `json:"receiver,omitempty"`
+	Grant    *uint64 `json:"grant,omitempty"`
+}
+
+// Decision is what a policy said, and everything needed to hear it say so again.
+type Decision struct {
+	Entrypoint string         `json:"entrypoint"`        // session | decision | result
+	Input      jsontext.Value `json:"input,omitempty"`   // the exact input, RFC 8785
+	Answer     jsontext.Value `json:"answer,omitempty"`  // the exact answer, RFC 8785; absent where the policy gave none
+	Bundle     string         `json:"bundle"`            // digest
+	Engine     string         `json:"engine"`            // OPA's version and ours
+	Failure    wire.Code      `json:"failure,omitempty"` // policy_error, policy_timeout, policy_undefined, policy_answer
+}
+
+// Opened records a session and its root grant.
+type Opened struct {
+	Root          string         `json:"root"` // the root link, compact
+	Opener        string         `json:"opener"`
+	Principal     wire.Principal `json:"principal"`
+	ObjectiveHash string         `json:"objective_hash"` // of salt ‖ objective, which are stored as the entry's body
+	Labels        []string       `json:"labels,omitempty"`
+	MaxHops       int            `json:"max_hops"`
+	Budget        *wire.Budget   `json:"budget,omitempty"`
+	Decision      Decision       `json:"decision"`
+}
+
+// Closed ends a session, and revokes everything under it.
+type Closed struct {
+	By     string `json:"by"`     // an agent's name, an operator's, or "expiry"
+	Reason string `json:"reason"` // closed | expired | what the operator gave
+}
+
+// Stages of a handoff at which it is judged.
+const (
+	StageOffer  = "offer"
+	StageClaim  = "claim"
+	StageResult = "result"
+)
+
+// Decided records the judgement of an offer, or of a claim that was denied or held.
+type Decided struct {
+	Stage    string        `json:"stage"`
+	Offer    string        `json:"offer,omitempty"` // the offer link, compact; absent at the claim stage
+	Effect   string        `json:"effect"`          // allow | deny | hold
+	Reasons  []wire.Reason `json:"reasons,omitempty"`
+	Granted  aat.Tools     `json:"granted,omitempty"` // Meet(offer, ceiling), for allow
+	Labels   []string      `json:"labels,omitempty"`  // those that count
+	TaskHash string        `json:"task_hash,omitempty"`
+	Expires  int64         `json:"exp,omitempty"`      // Unix seconds: last moment of the work
+	Deadline int64         `json:"deadline,omitempty"` // Unix seconds: last moment to claim
+	MaxDepth int           `json:"max_depth,omitempty"`
+	Decision *Decision     `json:"decision,omitempty"` // absent where the offer failed before policy was asked
+}
+
+// Approved answers a held decision.
+type Approved struct {
+	Of      uint64   `json:"of"` // index of the held decision
+	By      string   `json:"by"`
+	Approve bool     `json:"approve"`
+	Decided *Decided `json:"decided,omitempty"` // the judgement made again with the approval in its input
+}
+
+// Claimed records a credential that is about to be signed: the payload is exactly what the signature will cover.
+type Claimed struct {
+	Payload    jsontext.Value `json:"payload"`              // of the claim link, RFC 8785
+	Governor   string         `json:"governor"`             // thumbprint of the key that signs it
+	Supersedes string         `json:"supersedes,omitempty"` // jti of the grant that this take-over revokes
+	Ends       string         `json:"ends,omitempty"`       // jti of the sender's grant, ended by a transfer
+	Labels     []string       `json:"labels,omitempty"`
+	Decision   Decision       `json:"decision"`
+}
+
+// Result records a result: accepted, denied or held.
+type Result struct {
+	Token    string        `json:"token"`
+	Status   string        `json:"status"` // completed | failed
+	Effect   string        `json:"effect"`
+	Reasons  []wire.Reason `json:"reasons,omitempty"`
+	Labels   []string      `json:"labels,omitempty"`
+	BodyHash string        `json:"body_hash"`
+	Answers  string        `json:"answers,omitempty"` // the handoff whose sender receives it, or "" for the session's opener
+	Decision *Decision     `json:"decision,omitempty"`
+}
+
+// Revoked withdraws a grant and all below it.
+type Revoked struct {
+	By     string   `json:"by"`
+	Reason string   `json:"reason"`
+	Grants []string `json:"grants"` // jtis of every link revoked by this entry
+}
+
+// Bundle puts a bundle in force. Its bytes are committed with it.
+type Bundle struct {
+	Digest string `json:"digest"`
+	By     string `json:"by"`
+	Size   int    `json:"size"`
+}
+
+// Rejudged records what a change of policy did to a live grant.
+type Rejudged struct {
+	Effect   string        `json:"effect"`
+	Reasons  []wire.Reason `json:"reasons,omitempty"`
+	Decision Decision      `json:"decision"`
+}
+
+// Quarantined counts messages that nobody could be told about; they themselves are in the quarantine stream.
+type Quarantined struct {
+	Agent string    `json:"agent"`
+	Code  wire.Code `json:"code"`
+	Count int       `json:"count"`
+}

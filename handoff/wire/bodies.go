@@ -1,0 +1,126 @@
+package wire
+
+import (
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+)
+
+// Principal is on whose behalf a session runs. People are never workloads.
+type Principal struct {
+	Kind string `json:"kind"` // "human" or "workload"
+	Name string `json:"name"` // an agent name for a workload; for a person what their own proof calls them
+}
+
+// Budget bounds a whole session; the governor conserves it. Nil means unbounded by the opener.
+type Budget struct {
+	Handoffs int `json:"handoffs"` // handoffs admitted in the session, at the most
+}
+
+// OpenRequest is the body of [SubjectSessionOpen].
+type OpenRequest struct {
+	ID        string    `json:"id"` // UUIDv7, chosen by the client; also the root's jti
+	Objective string    `json:"objective"`
+	Principal Principal `json:"principal"`
+	Tools     aat.Tools `json:"tools"`
+	Labels    []string  `json:"labels,omitempty"`
+	TTL       int       `json:"ttl"` // seconds
+	MaxHops   int       `json:"max_hops"`
+	Budget    *Budget   `json:"budget,omitempty"`
+	JWK       aat.JWK   `json:"jwk"`   // the opening process's public key
+	Proof     string    `json:"proof"` // [SessionProof] signed by it
+}
+
+// OpenResponse answers an [OpenRequest].
+type OpenResponse struct {
+	Error       *Error   `json:"error,omitempty"`
+	Reasons     []Reason `json:"reasons,omitempty"`
+	Chain       []string `json:"aat_chain,omitempty"` // the root alone
+	GovernorJWK *aat.JWK `json:"governor_jwk,omitempty"`
+	ExpiresAt   int64    `json:"expires_at,omitempty"` // Unix seconds
+	Repeat      bool     `json:"repeat,omitempty"`
+	Entry       uint64   `json:"entry"`
+}
+
+// SessionRequest is the body of [SubjectSessionClose] and [SubjectSessionStatus].
+type SessionRequest struct {
+	Session string `json:"session"`
+	Reason  string `json:"reason,omitempty"`
+	Proof   string `json:"proof"` // [SessionProof] by the opener's key
+}
+
+// SessionStatus answers a [SessionRequest], and is a line of the operator's session list.
+type SessionStatus struct {
+	Error     *Error    `json:"error,omitempty"`
+	Session   string    `json:"session,omitempty"`
+	State     string    `json:"state,omitempty"` // open | closed | expired | revoked
+	Opener    string    `json:"opener,omitempty"`
+	Principal Principal `json:"principal,omitzero"`
+	OpenedAt  int64     `json:"opened_at,omitempty"`  // Unix seconds
+	ExpiresAt int64     `json:"expires_at,omitempty"` // Unix seconds
+	Handoffs  int       `json:"handoffs"`             // decided in it
+	Open      int       `json:"open"`                 // admitted or claimed, without a result
+	Denied    int       `json:"denied"`
+	Entry     uint64    `json:"entry"` // the session's newest entry
+}
+
+// ClaimRequest is the body of [ClaimSubject].
+type ClaimRequest struct {
+	IDs   []string `json:"ids"`
+	JWK   aat.JWK  `json:"jwk"`
+	Proof string   `json:"proof"` // [ClaimProof] signed by the key in JWK
+}
+
+// ClaimResponse answers a [ClaimRequest]: either Error, or one [Claimed] for each ID, in the order asked.
+type ClaimResponse struct {
+	Error  *Error    `json:"error,omitempty"`
+	Claims []Claimed `json:"claims,omitempty"`
+}
+
+// Claimed is one task with its credential, or why there is none.
+type Claimed struct {
+	ID          string   `json:"id"`
+	Error       *Error   `json:"error,omitempty"`
+	Reasons     []Reason `json:"reasons,omitempty"`
+	Chain       []string `json:"aat_chain,omitempty"`
+	GovernorJWK *aat.JWK `json:"governor_jwk,omitempty"`
+	ExpiresAt   int64    `json:"expires_at,omitempty"` // Unix seconds: the last moment of the work
+	Lease       int      `json:"lease,omitempty"`      // seconds
+	Repeat      bool     `json:"repeat,omitempty"`
+	From        string   `json:"from,omitempty"`
+	Mode        string   `json:"mode,omitempty"`
+	Purpose     string   `json:"purpose,omitempty"`
+	Labels      []string `json:"labels,omitempty"`
+	ContentType string   `json:"content_type,omitempty"`
+	Task        []byte   `json:"task,omitempty"` // base64
+	Entry       uint64   `json:"entry"`
+}
+
+// Receipts is the body of [SubjectReceipt]: the ledger holds these, whatever happens now.
+type Receipts struct {
+	Log     string    `json:"log"`
+	Entries []Receipt `json:"entries"`
+}
+
+// Receipt names the entry that decided an offer, or accepted or refused a result.
+type Receipt struct {
+	ID    string `json:"id"`
+	Index uint64 `json:"index"`
+}
+
+// Verdict is the body of an inbox message of kind [KindVerdict].
+type Verdict struct {
+	ID      string    `json:"id"`
+	Effect  string    `json:"effect"`
+	Reasons []Reason  `json:"reasons"`
+	Granted aat.Tools `json:"granted,omitempty"`
+	Entry   uint64    `json:"entry"`
+}
+
+// Keys answers [SubjectKeys].
+type Keys struct {
+	Governor     string    `json:"governor"`      // URI that proofs name as aud
+	Issuer       string    `json:"issuer"`        // URI that roots name as iss
+	IssuerKeys   []aat.JWK `json:"issuer_keys"`   // trust anchors
+	GovernorKeys []aat.JWK `json:"governor_keys"` // keys of the odd links, current first
+	Log          string    `json:"log"`           // checkpoint origin
+	LogKey       string    `json:"log_key"`       // note verifier key, `name+hash+base64`
+}
