@@ -5,10 +5,20 @@ import (
 )
 
 // Principal is on whose behalf a session runs. People are never workloads.
+//
+// A workload is the opener itself, proved by its connection. A person proves to be one with a [PrincipalProof] under a
+// key that the issuer knows for that name.
 type Principal struct {
-	Kind string `json:"kind"` // "human" or "workload"
-	Name string `json:"name"` // an agent name for a workload; for a person what their own proof calls them
+	Kind  string `json:"kind"` // [PrincipalHuman] or [PrincipalWorkload]
+	Name  string `json:"name"` // an agent name for a workload; for a person the name the issuer knows
+	Proof string `json:"proof,omitempty"`
 }
+
+// Kinds of principals.
+const (
+	PrincipalHuman    = "human"
+	PrincipalWorkload = "workload"
+)
 
 // Budget bounds a whole session; the governor conserves it. Nil means unbounded by the opener.
 type Budget struct {
@@ -112,7 +122,7 @@ type Verdict struct {
 	Effect  string    `json:"effect"`
 	Reasons []Reason  `json:"reasons"`
 	Granted aat.Tools `json:"granted,omitempty"`
-	Entry   uint64    `json:"entry"`
+	Entry   *uint64   `json:"entry,omitempty"` // absent where nothing was recorded: the message could not be trusted
 }
 
 // Keys answers [SubjectKeys].

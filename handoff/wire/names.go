@@ -86,6 +86,7 @@ const (
 	TypeClaim      = "handoff-claim+jwt"
 	TypeSession    = "handoff-session+jwt"
 	TypeResult     = "handoff-result+jwt"
+	TypePrincipal  = "handoff-principal+jwt"
 	TypeRevocation = "handoff-revocation+jwt"
 )
 

@@ -48,6 +48,16 @@ type SessionProof struct {
 	RequestHash string `json:"request_hash"` // of the request as RFC 8785 JSON with proof set to ""
 }
 
+// PrincipalProof is the payload of a [TypePrincipal] statement: a person's own signature under one request.
+type PrincipalProof struct {
+	ID          string `json:"jti"`
+	IssuedAt    int64  `json:"iat"`
+	Expires     int64  `json:"exp"`
+	Audience    string `json:"aud"`          // the issuer's URI
+	Subject     string `json:"sub"`          // the person's name
+	RequestHash string `json:"request_hash"` // of the request with principal.proof and proof set to ""
+}
+
 // ResultToken is the payload of a [TypeResult] statement: what a grant's holder says of its own work.
 type ResultToken struct {
 	ID          string   `json:"jti"` // UUIDv7
