@@ -1,0 +1,3 @@
+package handoff
+
+default decision := {"effect": "deny", "reasons": [{"code": "policy_denied", "message": "nothing allows this"}]}
