@@ -64,6 +64,8 @@ const (
 	CodeGuardFeed     Code = "guard_no_feed"     // the guard has no fresh revocation feed and refuses until it has
 	CodeGuardStart    Code = "guard_started"     // the proof is older than the guard: sign a new one
 	CodeGuardGovernor Code = "guard_no_governor" // configure the governor's keys
+	CodeNotGranted    Code = "not_granted"       // the grant does not allow this call: the message names what it lacks
+	CodeAudience      Code = "audience_mismatch" // the credential or the proof was made for another guard
 	CodeCaller        Code = "caller_mismatch"   // the connection's identity is not the one that holds the grant
 	CodeAlternation   Code = "alternation"       // a link is missing between two agents: hand off through the governor
 	CodeProfile       Code = "profile_mismatch"  // a handoff claim contradicts its neighbours
@@ -90,6 +92,7 @@ type Error struct {
 	Code       Code   `json:"code"`
 	Message    string `json:"message"`
 	RetryAfter int    `json:"retry_after,omitempty"` // seconds
+	Step       string `json:"step,omitempty"`        // of a guard: the step of AAT section 8 that failed, e.g. "4p2"
 }
 
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Message }

@@ -70,14 +70,24 @@ type ResultToken struct {
 	Labels      []string `json:"labels,omitempty"`
 }
 
-// RevocationFeed is the payload of a [TypeRevocation] statement: an event, a heartbeat (no links) or a snapshot.
+// RevocationFeed is the payload of a [TypeRevocation] statement: an event, a heartbeat (no links) or a page of a snapshot.
+// Snapshots come in pages, since one message cannot hold a busy governor's: a page has the links in force at its own
+// Sequence whose hash sorts after After, in that order, and names the last of them as Next unless it is the last page.
 type RevocationFeed struct {
 	Governor string        `json:"iss"`
 	Epoch    string        `json:"epoch"` // new at each start of the governor
 	Sequence uint64        `json:"seq"`   // gapless within the epoch
 	Time     int64         `json:"time"`
-	Snapshot bool          `json:"snapshot,omitempty"` // Links is everything in force at Sequence
+	Snapshot bool          `json:"snapshot,omitempty"`
+	After    string        `json:"after,omitempty"` // of a snapshot: what the request asked for, "" for the first page
+	Next     string        `json:"next,omitempty"`  // of a snapshot: ask for the rest after this hash
 	Links    []RevokedLink `json:"links,omitempty"`
+}
+
+// RevocationsRequest is the body of [SubjectRevocations]; the answer is one [RevocationFeed] statement, or an [Error] as
+// {"error": …}. An empty body asks for the first page.
+type RevocationsRequest struct {
+	After string `json:"after,omitempty"`
 }
 
 // RevokedLink names an even link by the hash of its signing input.
