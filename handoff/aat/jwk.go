@@ -1,0 +1,82 @@
+package aat
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"filippo.io/edwards25519"
+	"github.com/go-json-experiment/json"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
+)
+
+// JWK is an Ed25519 public key as RFC 8037 writes it. Its JSON is exactly {"kty":"OKP","crv":"Ed25519","x":…}; any other
+// member, and a private key's `d` first of all, is refused. The zero JWK is no key.
+type JWK struct {
+	Kty string `json:"kty"`
+	Crv string `json:"crv"`
+	X   string `json:"x"` // 32 bytes, base64url without padding
+}
+
+// NewJWK writes a public key as a JWK.
+func NewJWK(key ed25519.PublicKey) JWK {
+	return JWK{Kty: "OKP", Crv: "Ed25519", X: base64.RawURLEncoding.EncodeToString(key)}
+}
+
+// UnmarshalJSON refuses everything but the one form of a JWK. Whether X is a point that may be trusted, [JWK.Key] says.
+func (j *JWK) UnmarshalJSON(b []byte) error {
+	type plain JWK
+	var p plain
+	if err := json.Unmarshal(b, &p, json.RejectUnknownMembers(true)); err != nil {
+		return fmt.Errorf("jwk: %w", err)
+	}
+	if _, err := JWK(p).bytes(); err != nil {
+		return err
+	}
+	*j = JWK(p)
+	return nil
+}
+
+func (j JWK) bytes() ([]byte, error) {
+	if j.Kty != "OKP" || j.Crv != "Ed25519" {
+		return nil, errors.New(`jwk: want kty "OKP" and crv "Ed25519"`)
+	}
+	x, err := jws.Decode(j.X)
+	if err != nil || len(x) != ed25519.PublicKeySize {
+		return nil, fmt.Errorf("jwk: x must be %d bytes in base64url without padding", ed25519.PublicKeySize)
+	}
+	return x, nil
+}
+
+// Key returns the public key. It refuses an x that is not the canonical encoding of a point on the curve, and points of
+// small order, under which a signature proves nothing.
+func (j JWK) Key() (ed25519.PublicKey, error) {
+	x, err := j.bytes()
+	if err != nil {
+		return nil, err
+	}
+	point, err := new(edwards25519.Point).SetBytes(x)
+	if err != nil || !bytes.Equal(point.Bytes(), x) {
+		return nil, errors.New("jwk: x is not the canonical encoding of a point of edwards25519")
+	}
+	if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {
+		return nil, errors.New("jwk: x is a point of small order")
+	}
+	return x, nil
+}
+
+// Thumbprint is the SHA-256 JWK thumbprint (RFC 7638), base64url without padding.
+func (j JWK) Thumbprint() string {
+	sum := sha256.Sum256([]byte(`{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `"}`))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// thumbprintURI is the prefix of a JWK thumbprint URI (RFC 9278).
+const thumbprintURI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"
+
+// ThumbprintURI names the key as the `iss` of the links it signs (RFC 9278).
+func (j JWK) ThumbprintURI() string { return thumbprintURI + j.Thumbprint() }
