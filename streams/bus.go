@@ -1,0 +1,280 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// Bus is the governor's access to the streams. Its methods may be called concurrently.
+type Bus struct {
+	limits Limits
+	log    *slog.Logger
+
+	// Reading, writing and answering have a connection each: a pipe has one reader and one writer, and a batch of
+	// large messages on one must not keep an answer waiting on another.
+	conns    []*nats.Conn
+	writer   jetstream.JetStream
+	answers  *nats.Conn
+	messages jetstream.MessagesContext
+	fetched  chan wire.Inbound
+	pumping  sync.WaitGroup
+	closing  chan struct{}
+	shut     func()
+}
+
+// newBus connects the governor and makes its streams, or brings older ones up to the limits of today.
+func newBus(ctx context.Context, s *Server) (*Bus, error) {
+	b := &Bus{
+		limits:  s.limits,
+		log:     s.log,
+		fetched: make(chan wire.Inbound, 1024),
+		closing: make(chan struct{}),
+	}
+	b.shut = sync.OnceFunc(func() { close(b.closing) })
+	for _, name := range []string{"governor-reader", "governor-writer", "governor-answers"} {
+		conn, err := s.connect(name)
+		if err != nil {
+			b.close()
+			return nil, fmt.Errorf("connecting the governor: %w", err)
+		}
+		b.conns = append(b.conns, conn)
+	}
+	if err := b.open(ctx); err != nil {
+		b.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Bus) open(ctx context.Context) (err error) {
+	b.answers = b.conns[2]
+	if err := b.answerBusy(); err != nil {
+		return err
+	}
+	if b.writer, err = jetstream.New(b.conns[1], jetstream.WithPublishAsyncMaxPending(8192)); err != nil {
+		return err
+	}
+	for _, config := range streamConfigs(b.limits) {
+		if _, err := b.writer.CreateOrUpdateStream(ctx, config); err != nil {
+			return fmt.Errorf("making stream %s: %w", config.Name, err)
+		}
+	}
+	reader, err := jetstream.New(b.conns[0])
+	if err != nil {
+		return err
+	}
+	ingress, err := reader.CreateOrUpdateConsumer(ctx, streamIngress, ingressConsumer(b.limits))
+	if err != nil {
+		return fmt.Errorf("making the consumer of %s: %w", streamIngress, err)
+	}
+	// Bytes, not messages, bound what is read ahead: messages are from a hundred bytes to two MiB.
+	b.messages, err = ingress.Messages(jetstream.PullMaxMessagesWithBytesLimit(4096, 16<<20))
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", streamIngress, err)
+	}
+	b.pumping.Go(b.pump)
+	return nil
+}
+
+func (b *Bus) close() {
+	b.shut()
+	if b.messages != nil {
+		b.messages.Stop()
+	}
+	b.pumping.Wait()
+	for _, conn := range b.conns {
+		conn.Close()
+	}
+}
+
+// pump moves messages from the ingress stream to those who fetch.
+func (b *Bus) pump() {
+	for {
+		msg, err := b.messages.Next()
+		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
+			return
+		}
+		if err != nil {
+			b.log.Warn("reading offers and results", "error", err)
+			select {
+			case <-b.closing:
+				return
+			case <-time.After(100 * time.Millisecond):
+				continue
+			}
+		}
+		in, err := inbound(msg)
+		if err != nil {
+			b.log.Error("message dropped", "error", err)
+			_ = msg.TermWithReason("not an ingress message")
+			continue
+		}
+		select {
+		case b.fetched <- in:
+		case <-b.closing:
+			return
+		}
+	}
+}
+
+func inbound(msg jetstream.Msg) (wire.Inbound, error) {
+	in, err := parseIngress(msg.Subject())
+	if err != nil {
+		return in, err
+	}
+	meta, err := msg.Metadata()
+	if err != nil {
+		return in, fmt.Errorf("message on %q: %w", msg.Subject(), err)
+	}
+	in.Header = msg.Headers()
+	in.Body = msg.Data()
+	in.Queued = meta.Timestamp
+	in.Deliveries = int(meta.NumDelivered)
+	in.Ack = msg.Ack
+	in.Retry = msg.NakWithDelay
+	in.Term = msg.TermWithReason
+	return in, nil
+}
+
+// Fetch returns up to max offers and results, oldest first: as soon as one is there, all that are there. With none
+// within wait it returns none and no error. A message not settled within the limit AckWait comes again.
+func (b *Bus) Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.Inbound, error) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case first := <-b.fetched:
+		batch := append(make([]wire.Inbound, 0, min(max, len(b.fetched)+1)), first)
+		for len(batch) < max {
+			select {
+			case in := <-b.fetched:
+				batch = append(batch, in)
+			default:
+				return batch, nil
+			}
+		}
+		return batch, nil
+	case <-timer.C:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-b.closing:
+		return nil, errClosed
+	}
+}
+
+var errClosed = errors.New("streams: closed")
+
+// Deliver puts messages into inboxes and returns when the server has stored them all. An inbox keeps messages for an
+// agent that has never connected. On failure the error is a [wire.UndeliveredError], which wraps
+// [wire.CodeInboxFull] for an inbox at its limit. Headers whose names begin with "Nats-" are JetStream's; the caller
+// must not take them from a sender.
+func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
+	failed := make(map[int]error)
+	acks := make([]jetstream.PubAckFuture, len(out))
+	for i, o := range out {
+		err := checkName(o.To)
+		if err == nil {
+			msg := &nats.Msg{Subject: subjectInbox + o.To, Header: o.Header, Data: o.Body}
+			acks[i], err = b.writer.PublishMsgAsync(msg)
+		}
+		if err != nil {
+			failed[i] = err
+		}
+	}
+	for i, ack := range acks {
+		if ack == nil {
+			continue
+		}
+		select {
+		case <-ack.Ok():
+		case err := <-ack.Err():
+			failed[i] = inboxError(err)
+		case <-ctx.Done():
+			failed[i] = ctx.Err()
+		case <-b.closing:
+			failed[i] = errClosed
+		}
+	}
+	if len(failed) > 0 {
+		return &wire.UndeliveredError{Failed: failed}
+	}
+	return nil
+}
+
+// inboxError gives the server's refusal of a full inbox its code. The server has no number for it.
+func inboxError(err error) error {
+	if strings.Contains(err.Error(), "maximum messages per subject exceeded") {
+		return wire.Refuse(wire.CodeInboxFull, "the receiver's inbox is full: try later")
+	}
+	return err
+}
+
+// Receipt tells every connection of the agent that listens. Nothing is stored; a sender that misses it asks again.
+func (b *Bus) Receipt(agent string, body []byte) error {
+	if err := checkName(agent); err != nil {
+		return fmt.Errorf("streams: %w", err)
+	}
+	return b.answers.Publish(subjectReceipt+agent, body)
+}
+
+// Revoke publishes on the feed that guards follow.
+func (b *Bus) Revoke(body []byte) error { return b.answers.Publish(subjectRevoked, body) }
+
+// Bounds of what the quarantine keeps of a message: with both, and the server's own headers, it stays below
+// wire.MaxPayload and below JetStream's limit of 64 KiB for all headers together.
+const (
+	quarantineBody   = wire.MaxBody
+	quarantineHeader = 32 << 10
+	quarantineReason = 1 << 10
+)
+
+// Quarantine keeps a copy of in with the reason, then removes in from the queue. A body above 1 MiB is cut, and
+// headers beyond 32 KiB are left out. When it fails, in comes again; after a crash in between, it may be kept twice.
+func (b *Bus) Quarantine(ctx context.Context, in wire.Inbound, code wire.Code, reason string) error {
+	msg := &nats.Msg{Subject: subjectQuarantine + in.Sender, Data: in.Body, Header: nats.Header{
+		headerCode:      {string(code)},
+		headerReason:    {oneLine(reason)},
+		headerSubject:   {ingressSubject(in)},
+		wire.HeaderFrom: {in.Sender},
+	}}
+	if len(in.Body) > quarantineBody {
+		msg.Data = in.Body[:quarantineBody]
+		msg.Header[headerTruncated] = []string{strconv.Itoa(len(in.Body))}
+	}
+	room := quarantineHeader
+	for _, name := range slices.Sorted(maps.Keys(in.Header)) {
+		for _, value := range in.Header[name] {
+			if room -= len(headerOriginal) + len(name) + len(value) + 4; room >= 0 {
+				msg.Header[headerOriginal+name] = append(msg.Header[headerOriginal+name], value)
+			}
+		}
+	}
+	if _, err := b.writer.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("streams: keeping a message in quarantine: %w", err)
+	}
+	return in.Term(string(code))
+}
+
+// oneLine makes text fit for a header.
+func oneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, text[:min(len(text), quarantineReason)])
+	return strings.TrimSpace(strings.ToValidUTF8(text, ""))
+}

@@ -1,0 +1,334 @@
+package streams
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file is the whole topology: every account, subject, import, permission and stream. A cluster with auth callout
+// must reproduce it to give the same boundary.
+//
+//	an agent's account                    the governor's account
+//	handoff.offer.<session>.<to>       →  in.<name>.offer.<session>.<to>    stream INGRESS
+//	handoff.result.<session>           →  in.<name>.result.<session>        stream INGRESS
+//	handoff.claim.<session>            →  call.<name>.claim.<session>
+//	handoff.session.<verb>             →  call.<name>.session.<verb>
+//	handoff.keys                       →  call.<name>.keys
+//	handoff.inbox.CONSUMER.…           →  $JS.API.CONSUMER.….INBOX.<name>   stream INBOX
+//	$JS.ACK.INBOX.<name>.…             →  $JS.ACK.INBOX.<name>.…
+//	handoff.receipt                    ←  receipt.<name>
+//	a guard's account
+//	handoff.revocations, handoff.keys  →  call.<name>.revocations, .keys
+//	handoff.revoked.feed               ←  revoked.feed
+//	an operator's account
+//	handoff.operator.<verb>            →  call.<name>.operator.<verb>
+//	handoff.keys                       →  call.<name>.keys
+//
+// The name in the middle is a literal of the import, so the server writes it and the sender cannot.
+const (
+	governorAccount = "GOVERNOR"
+
+	streamIngress    = "INGRESS"
+	streamInbox      = wire.InboxStream
+	streamQuarantine = "QUARANTINE"
+	consumerIngress  = "governor"
+
+	subjectIngress    = "in."         // + <name>.offer.<session>.<to> or <name>.result.<session>
+	subjectBusy       = "busy."       // + <name>: where a throttled agent's offers and results go
+	subjectCall       = "call."       // + <name>.<verb>
+	subjectInbox      = "inbox."      // + <name>
+	subjectReceipt    = "receipt."    // + <name>
+	subjectQuarantine = "quarantine." // + <name>
+	subjectRevoked    = "revoked.feed"
+
+	// Local names, beside those of package wire.
+	localOffer  = "handoff.offer.*.*"
+	localResult = "handoff.result.*"
+	localBusy   = "handoff.busy"
+	apiInfo     = "$JS.API.CONSUMER.INFO." + streamInbox + "."
+	apiNext     = "$JS.API.CONSUMER.MSG.NEXT." + streamInbox + "."
+	localInfo   = wire.InboxPrefix + ".CONSUMER.INFO." + streamInbox + "." + wire.InboxConsumer
+	localNext   = wire.InboxPrefix + ".CONSUMER.MSG.NEXT." + streamInbox + "." + wire.InboxConsumer
+)
+
+// Headers of a quarantined message. The headers that it came with follow, each name behind headerOriginal, so that
+// none of them can mean anything to JetStream.
+const (
+	headerCode      = "Handoff-Code"
+	headerReason    = "Handoff-Reason"
+	headerSubject   = "Handoff-Subject"
+	headerTruncated = "Handoff-Truncated" // length of the body before it was cut
+	headerOriginal  = "Original-"
+)
+
+// maxName is the longest agent name in bytes (DESIGN.md section 2).
+const maxName = 180
+
+// Times after which the server forgets that it owes an answer. Pulls wait for messages, so theirs must outlast the
+// longest pull; the consumer refuses longer ones.
+const (
+	answerWithin = 10 * time.Second
+	longestPull  = 30 * time.Second
+	pullWithin   = longestPull + 2*time.Second
+)
+
+// checkName refuses what is not a single literal subject token that is safe as a consumer's and a directory's name.
+func checkName(name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("name of %d bytes: want 1 to %d", len(name), maxName)
+	}
+	for _, r := range name {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '-', r == '_', r == '=':
+		default:
+			return fmt.Errorf("name %q: %q is not allowed in a subject token", name, r)
+		}
+	}
+	return nil
+}
+
+// accountName is the account of one identity. Roles never share one, even under the same name.
+func accountName(role Role, name string) string { return string(role) + "-" + name }
+
+// ackSubjects are the two forms of the acks of an agent's own consumer. Both are exact up to the consumer's name:
+// `$JS.ACK.*.*.INBOX.<name>.>`, which would cover the second form, also matches a first-form ack of any other consumer
+// (`$JS.ACK.INGRESS.governor.INBOX.<name>.…`), and with the body +NXT that reads other agents' messages.
+func ackSubjects(name string) [2]string {
+	return [2]string{
+		"$JS.ACK." + streamInbox + "." + name + ".*.*.*.*.*",
+		"$JS.ACK._." + accountHash(governorAccount) + "." + streamInbox + "." + name + ".>",
+	}
+}
+
+// accountHash is the server's short name of an account in the second form of acks (ADR-15).
+func accountHash(account string) string {
+	const digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	sum := sha256.Sum256([]byte(account))
+	hash := make([]byte, 8)
+	for i := range hash {
+		hash[i] = digits[int(sum[i])%len(digits)]
+	}
+	return string(hash)
+}
+
+// exportAll offers the governor's services and streams. The exports are open because only this file makes imports:
+// no identity can change its account.
+func exportAll(gov *server.Account) error {
+	services := []struct {
+		subject  string
+		response server.ServiceRespType
+		within   time.Duration
+	}{
+		{subjectIngress + "*.offer.*.*", server.Singleton, answerWithin},
+		{subjectIngress + "*.result.*", server.Singleton, answerWithin},
+		{subjectBusy + "*", server.Singleton, answerWithin},
+		{subjectCall + "*.>", server.Singleton, answerWithin},
+		{apiInfo + "*", server.Singleton, answerWithin},
+		{apiNext + "*", server.Streamed, pullWithin},
+		{"$JS.ACK." + streamInbox + ".*.*.*.*.*.*", server.Singleton, answerWithin},
+		{"$JS.ACK._." + accountHash(governorAccount) + "." + streamInbox + ".*.>", server.Singleton, answerWithin},
+	}
+	for _, e := range services {
+		if err := gov.AddServiceExportWithResponse(e.subject, e.response, nil); err != nil {
+			return fmt.Errorf("exporting %s: %w", e.subject, err)
+		}
+		if err := gov.SetServiceExportResponseThreshold(e.subject, e.within); err != nil {
+			return fmt.Errorf("exporting %s: %w", e.subject, err)
+		}
+	}
+	return errors.Join(
+		gov.AddStreamExport(subjectReceipt+"*", nil),
+		gov.AddStreamExport(subjectRevoked, nil),
+	)
+}
+
+// importInto gives an identity's new account its local names.
+func importInto(acc, gov *server.Account, role Role, name string) error {
+	call := subjectCall + name + "."
+	services := [][2]string{{wire.SubjectKeys, call + wire.VerbKeys}}
+	streams := [][2]string{}
+	switch role {
+	case RoleAgent:
+		services = append(services,
+			[2]string{"handoff.offer.$1.$2", subjectIngress + name + ".offer.*.*"},
+			[2]string{"handoff.result.$1", subjectIngress + name + ".result.*"},
+			[2]string{localBusy, subjectBusy + name},
+			[2]string{wire.ClaimSubject("$1"), call + wire.VerbClaim + ".*"},
+			[2]string{wire.SubjectSessionOpen, call + wire.VerbSessionOpen},
+			[2]string{wire.SubjectSessionClose, call + wire.VerbSessionClose},
+			[2]string{wire.SubjectSessionStatus, call + wire.VerbSessionStatus},
+			[2]string{localInfo, apiInfo + name},
+			[2]string{localNext, apiNext + name},
+		)
+		for _, ack := range ackSubjects(name) {
+			services = append(services, [2]string{ack, ack})
+		}
+		streams = append(streams, [2]string{subjectReceipt + name, wire.SubjectReceipt})
+	case RoleGuard:
+		services = append(services, [2]string{wire.SubjectRevocations, call + wire.VerbRevocations})
+		streams = append(streams, [2]string{subjectRevoked, wire.SubjectRevoked})
+	case RoleOperator:
+		services = append(services,
+			[2]string{wire.OperatorSubject("$1"), call + wire.VerbOperator + "*"},
+			[2]string{wire.OperatorSubject("$1.$2"), call + wire.VerbOperator + "*.*"},
+		)
+	default:
+		return fmt.Errorf("unknown role %q", role)
+	}
+	for _, s := range services {
+		if err := acc.AddServiceImport(gov, s[0], s[1]); err != nil {
+			return fmt.Errorf("importing %s: %w", s[0], err)
+		}
+	}
+	for _, s := range streams {
+		if err := acc.AddMappedStreamImport(gov, s[0], s[1]); err != nil {
+			return fmt.Errorf("importing %s: %w", s[1], err)
+		}
+	}
+	return nil
+}
+
+// permissions repeat what the imports allow. The accounts are the boundary; these keep a client from using its own
+// account as a message bus of its own, and hold if an import is ever made too wide.
+func permissions(role Role, name string) *server.Permissions {
+	publish := []string{wire.SubjectKeys}
+	subscribe := []string{"_INBOX.>"}
+	switch role {
+	case RoleAgent:
+		ack := ackSubjects(name)
+		publish = append(publish, localOffer, localResult, localBusy, wire.ClaimSubject("*"), wire.SubjectSessionOpen,
+			wire.SubjectSessionClose, wire.SubjectSessionStatus, localInfo, localNext, ack[0], ack[1])
+		subscribe = append(subscribe, wire.SubjectReceipt)
+	case RoleGuard:
+		publish = append(publish, wire.SubjectRevocations)
+		subscribe = append(subscribe, wire.SubjectRevoked)
+	case RoleOperator:
+		publish = append(publish, wire.OperatorSubject("*"), wire.OperatorSubject("*.*"))
+	}
+	return &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: publish},
+		Subscribe: &server.SubjectPermission{Allow: subscribe},
+	}
+}
+
+// setThrottled turns an agent's offers and results away from the queue, to be answered with an error, or back to it.
+func setThrottled(acc *server.Account, on bool) error {
+	for _, subject := range []string{localOffer, localResult} {
+		if !on {
+			acc.RemoveMapping(subject)
+		} else if err := acc.AddMapping(subject, localBusy); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// streamConfigs are the governor's streams. What is off matters as much as what is on: message schedules, rollups,
+// TTLs, counters and batches each let a publisher touch messages that are not its own, so INGRESS allows none of them.
+// The duplicates window is the shortest that the server takes: an agent that sends Nats-Msg-Id shares one name space
+// with all others, and within the window another agent's equal ID would swallow its message. The ledger, not the
+// stream, knows repeats, so clients need no such header.
+func streamConfigs(limits Limits) []jetstream.StreamConfig {
+	return []jetstream.StreamConfig{{
+		Name:         streamIngress,
+		Description:  "offers and results, as agents publish them",
+		Subjects:     []string{subjectIngress + "*.offer.*.*", subjectIngress + "*.result.*"},
+		Retention:    jetstream.WorkQueuePolicy,
+		Storage:      jetstream.FileStorage,
+		Discard:      jetstream.DiscardNew,
+		MaxBytes:     limits.IngressBytes,
+		MaxMsgSize:   wire.MaxPayload,
+		MaxConsumers: 1,
+		Duplicates:   100 * time.Millisecond,
+		DenyDelete:   true,
+	}, {
+		Name:                 streamInbox,
+		Description:          "notices, verdicts and results for agents",
+		Subjects:             []string{subjectInbox + "*"},
+		Retention:            jetstream.WorkQueuePolicy,
+		Storage:              jetstream.FileStorage,
+		Discard:              jetstream.DiscardNew,
+		DiscardNewPerSubject: true,
+		MaxMsgsPerSubject:    limits.InboxMessages,
+		MaxBytes:             limits.InboxBytes,
+		MaxMsgSize:           wire.MaxPayload,
+		MaxConsumers:         limits.Agents,
+		Duplicates:           100 * time.Millisecond,
+	}, {
+		Name:        streamQuarantine,
+		Description: "messages that nobody could be told about, with the reason",
+		Subjects:    []string{subjectQuarantine + "*"},
+		Retention:   jetstream.LimitsPolicy,
+		Storage:     jetstream.FileStorage,
+		Discard:     jetstream.DiscardOld,
+		MaxBytes:    limits.QuarantineBytes,
+		MaxAge:      limits.QuarantineAge,
+		MaxMsgSize:  wire.MaxPayload,
+		Duplicates:  100 * time.Millisecond,
+	}}
+}
+
+func ingressConsumer(limits Limits) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       consumerIngress,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       limits.AckWait,
+		MaxDeliver:    -1,
+		MaxAckPending: limits.InFlight,
+	}
+}
+
+func inboxConsumer(limits Limits, name string) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:           name,
+		FilterSubject:     subjectInbox + name,
+		AckPolicy:         jetstream.AckExplicitPolicy,
+		AckWait:           limits.AckWait,
+		MaxDeliver:        -1,
+		MaxAckPending:     int(limits.InboxMessages),
+		MaxWaiting:        512,
+		MaxRequestExpires: longestPull,
+	}
+}
+
+// parseIngress reads what the server stamped.
+func parseIngress(subject string) (in wire.Inbound, err error) {
+	tokens := strings.Split(subject, ".")
+	switch {
+	case len(tokens) == 5 && tokens[2] == wire.InboundOffer:
+		return wire.Inbound{Kind: wire.InboundOffer, Sender: tokens[1], Session: tokens[3], To: tokens[4]}, nil
+	case len(tokens) == 4 && tokens[2] == wire.InboundResult:
+		return wire.Inbound{Kind: wire.InboundResult, Sender: tokens[1], Session: tokens[3]}, nil
+	}
+	return wire.Inbound{}, fmt.Errorf("unexpected subject %q in %s", subject, streamIngress)
+}
+
+// ingressSubject is what parseIngress read.
+func ingressSubject(in wire.Inbound) string {
+	subject := subjectIngress + in.Sender + "." + in.Kind + "." + in.Session
+	if in.To != "" {
+		subject += "." + in.To
+	}
+	return subject
+}
+
+// parseCall reads what the server stamped.
+func parseCall(subject string) (req wire.Request, err error) {
+	rest, ok := strings.CutPrefix(subject, subjectCall)
+	name, verb, ok2 := strings.Cut(rest, ".")
+	if !ok || !ok2 {
+		return wire.Request{}, fmt.Errorf("unexpected subject %q", subject)
+	}
+	if session, ok := strings.CutPrefix(verb, wire.VerbClaim+"."); ok {
+		return wire.Request{Verb: wire.VerbClaim, Sender: name, Session: session}, nil
+	}
+	return wire.Request{Verb: verb, Sender: name}, nil
+}
