@@ -1,0 +1,249 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"sort"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// Reads are short transactions: a long one would keep every page that is replaced meanwhile.
+const (
+	pageEntries = 256     // entries read in one transaction
+	pageVolume  = 1 << 20 // and bytes, give or take one entry
+)
+
+// view runs read in a transaction of its own. Nothing read may outlive it.
+func (l *Ledger) view(read func(*bbolt.Tx) error) (err error) {
+	defer guard(&err)()
+	err = l.db.View(read)
+	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+		return ErrClosed
+	}
+	return err
+}
+
+// get copies one value, or fails with [ErrNotFound].
+func (l *Ledger) get(bucket, key []byte, what func() string) (value []byte, err error) {
+	err = l.view(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(bucket).Get(key)
+		if v == nil {
+			return fmt.Errorf("%s: %w", what(), ErrNotFound)
+		}
+		value = bytes.Clone(v)
+		return nil
+	})
+	return value, err
+}
+
+// LogName is the log's name, the origin of its checkpoints.
+func (l *Ledger) LogName() string { return l.cfg.LogName }
+
+// Size is the number of entries that are durable.
+func (l *Ledger) Size() uint64 { return l.size.Load() }
+
+// Entry returns the encoded entry of an index, or [ErrNotFound].
+func (l *Ledger) Entry(index uint64) ([]byte, error) {
+	return l.get(bucketEntry, u64(index), func() string { return fmt.Sprintf("entry %d", index) })
+}
+
+// Entries yields the encoded entries from an index on, up to those that are durable when it gets there.
+func (l *Ledger) Entries(from uint64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for next := from; ; {
+			page, err := l.page(next)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if len(page) == 0 {
+				return
+			}
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			next += uint64(len(page))
+		}
+	}
+}
+
+// page copies the entries from an index on, as many as one transaction should.
+func (l *Ledger) page(from uint64) (page [][]byte, err error) {
+	err = l.view(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucketEntry).Cursor()
+		volume := 0
+		for k, v := c.Seek(u64(from)); k != nil && len(page) < pageEntries && volume < pageVolume; k, v = c.Next() {
+			if index, ok := parseU64(k); !ok || index != from+uint64(len(page)) {
+				return fmt.Errorf("%w: after entry %d comes key %x", ErrDamaged, from+uint64(len(page))-1, k)
+			}
+			page = append(page, bytes.Clone(v))
+			volume += len(v)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return page, nil
+}
+
+// Session yields the encoded entries of a session, newest first: a walk along the pointers that each has to the one
+// before it. An unknown session has none.
+func (l *Ledger) Session(id string) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		key, err := uuidKey(id)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		head, err := l.get(bucketSession, key, func() string { return "session" })
+		if errors.Is(err, ErrNotFound) {
+			return
+		}
+		index, ok := parseU64(head)
+		for err == nil {
+			if !ok {
+				yield(nil, fmt.Errorf("%w: the head of session %s is not an index", ErrDamaged, id))
+				return
+			}
+			var encoded []byte
+			var link struct {
+				Session string     `json:"session"`
+				Prev    entry.Prev `json:"prev"`
+			}
+			if encoded, err = l.Entry(index); err != nil {
+				break
+			}
+			if err = json.Unmarshal(encoded, &link); err != nil || link.Session != id {
+				err = fmt.Errorf("%w: entry %d should be of session %s", ErrDamaged, index, id)
+				break
+			}
+			if !yield(encoded, nil) || link.Prev.Session == nil {
+				return
+			}
+			before := *link.Prev.Session
+			if before >= index {
+				err = fmt.Errorf("%w: entry %d points forward", ErrDamaged, index)
+			}
+			index = before
+		}
+		yield(nil, err)
+	}
+}
+
+// Lookup finds the entry that used up an ID, however long ago.
+func (l *Ledger) Lookup(id string) (index uint64, found bool, err error) {
+	key, err := uuidKey(id)
+	if err != nil {
+		return 0, false, err
+	}
+	err = l.view(func(tx *bbolt.Tx) error {
+		if v := tx.Bucket(bucketID).Get(key); v != nil {
+			if index, found = parseU64(v); !found {
+				return fmt.Errorf("%w: the index of ID %s is not one", ErrDamaged, id)
+			}
+		}
+		return nil
+	})
+	return index, found, err
+}
+
+// Body returns the salt and the bytes stored beside an entry, or [ErrNotFound] where there are none, or none any more.
+func (l *Ledger) Body(index uint64) (salt, data []byte, err error) {
+	body, err := l.get(bucketBody, u64(index), func() string { return fmt.Sprintf("body of entry %d", index) })
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(body) < wire.SaltSize {
+		return nil, nil, fmt.Errorf("%w: the body of entry %d has no salt", ErrDamaged, index)
+	}
+	return body[:wire.SaltSize:wire.SaltSize], body[wire.SaltSize:], nil
+}
+
+// Bundle returns a bundle's bytes by their digest, or [ErrNotFound].
+func (l *Ledger) Bundle(digest string) ([]byte, error) {
+	return l.get(bucketBundle, []byte(digest), func() string { return fmt.Sprintf("bundle %.80q", digest) })
+}
+
+// Live returns the cache that [Ledger.PutLive] stored, and its watermark: 0 and nothing where there never was one.
+func (l *Ledger) Live() (watermark uint64, items map[string][]byte, err error) {
+	items = map[string][]byte{}
+	err = l.view(func(tx *bbolt.Tx) error {
+		watermark, _ = parseU64(tx.Bucket(bucketMeta).Get(metaWatermark))
+		return tx.Bucket(bucketLive).ForEach(func(k, v []byte) error {
+			items[string(k)] = bytes.Clone(v)
+			return nil
+		})
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return watermark, items, nil
+}
+
+// Snapshot writes a copy of the whole file as it is at one moment, itself a ledger, and tells its size in bytes. The
+// governor goes on meanwhile; what it replaces until the copy is done takes room that is reused afterwards.
+func (l *Ledger) Snapshot(ctx context.Context, w io.Writer) (n int64, err error) {
+	err = l.view(func(tx *bbolt.Tx) error {
+		n, err = tx.WriteTo(contextWriter{ctx, w})
+		return err
+	})
+	return n, err
+}
+
+type contextWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (c contextWriter) Write(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.w.Write(b)
+}
+
+// after finds the first entry that is not older than t. Entries' times never go backwards.
+func (l *Ledger) after(t time.Time) (uint64, error) {
+	var failed error
+	index := sort.Search(int(min(l.Size(), math.MaxInt)), func(i int) bool {
+		var when struct {
+			Time int64 `json:"time"`
+		}
+		encoded, err := l.Entry(uint64(i))
+		if err == nil {
+			err = json.Unmarshal(encoded, &when)
+		}
+		if err != nil {
+			failed = err
+		}
+		return when.Time >= t.UnixMilli()
+	})
+	return uint64(index), failed
+}
+
+// firstBody is the index of the oldest body, or the largest number where there is none.
+func (l *Ledger) firstBody() (index uint64, err error) {
+	err = l.view(func(tx *bbolt.Tx) error {
+		index = math.MaxUint64
+		if k, _ := tx.Bucket(bucketBody).Cursor().First(); k != nil {
+			index, _ = parseU64(k)
+		}
+		return nil
+	})
+	return index, err
+}
