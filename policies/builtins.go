@@ -9,7 +9,10 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/types"
 	"github.com/open-policy-agent/opa/v1/version"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
 )
 
 // builtinsVersion counts changes to the meaning of handoff.subsumes and handoff.permits, scope arithmetic included.
@@ -53,4 +56,61 @@ type builtin struct {
 	call rego.BuiltinDyn
 }
 
-var ours []builtin
+var anyObject = types.NewObject(nil, types.NewDynamicProperty(types.S, types.A))
+
+var ours = []builtin{
+	{
+		decl: &rego.Function{
+			Name:        "handoff.subsumes",
+			Description: "whether the tools wide allow at least what the tools narrow allow (AAT section 4.5)",
+			Decl: types.NewFunction(
+				types.Args(types.Named("wide", anyObject), types.Named("narrow", anyObject)), types.B),
+		},
+		call: func(_ rego.BuiltinContext, args []*ast.Term) (*ast.Term, error) {
+			var wide, narrow aat.Tools
+			if err := decodeTerms(args, &wide, &narrow); err != nil {
+				return nil, err
+			}
+			return ast.InternedTerm(aat.SubsumesTools(wide, narrow) == nil), nil
+		},
+	},
+	{
+		decl: &rego.Function{
+			Name:        "handoff.permits",
+			Description: "whether a call of tool with args is within tools (AAT section 8, step 6b)",
+			Decl: types.NewFunction(
+				types.Args(types.Named("tools", anyObject), types.Named("tool", types.S), types.Named("args", anyObject)), types.B),
+		},
+		call: func(_ rego.BuiltinContext, args []*ast.Term) (*ast.Term, error) {
+			var tools aat.Tools
+			var tool string
+			if err := decodeTerms(args[:2], &tools, &tool); err != nil {
+				return nil, err
+			}
+			constraints, ok := tools[tool]
+			if !ok {
+				return ast.InternedTerm(false), nil
+			}
+			invocation, err := encodeValue(args[2].Value)
+			if err != nil {
+				return nil, err
+			}
+			return ast.InternedTerm(aat.CheckInvocation(constraints, invocation) == nil), nil
+		},
+	},
+}
+
+// decodeTerms reads each term's JSON into the value beside it. A term that does not fit is an error, which ends the
+// evaluation and so denies.
+func decodeTerms(terms []*ast.Term, into ...any) error {
+	for i, t := range terms {
+		text, err := appendValue(nil, t.Value)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(text, into[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
