@@ -77,6 +77,8 @@ type ClaimRequest struct {
 	IDs   []string `json:"ids"`
 	JWK   aat.JWK  `json:"jwk"`
 	Proof string   `json:"proof"` // [ClaimProof] signed by the key in JWK
+	// Renew asks for the lease alone: answers to repeats may leave out the task and the chain.
+	Renew bool `json:"renew,omitempty"`
 }
 
 // ClaimResponse answers a [ClaimRequest]: either Error, or one [Claimed] for each ID, in the order asked.
@@ -112,8 +114,10 @@ type Receipts struct {
 
 // Receipt names the entry that decided an offer, or accepted or refused a result.
 type Receipt struct {
-	ID    string `json:"id"`
+	ID    string `json:"id"` // of an offer its handoff's; of a result its token's
 	Index uint64 `json:"index"`
+	// Effect tells whether a verdict follows: allow (none, unless asked for), deny or hold.
+	Effect string `json:"effect,omitempty"`
 }
 
 // Verdict is the body of an inbox message of kind [KindVerdict].
