@@ -1,0 +1,266 @@
+package aat
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jcs"
+)
+
+// Claims are what a link says (draft section 3.2).
+type Claims struct {
+	ID        string // jti; not empty
+	Issuer    string // iss: the root issuer's URI, or the thumbprint URI of the key that signed a derived token
+	IssuedAt  int64  // iat, Unix seconds
+	ExpiresAt int64  // exp, Unix seconds; the link is valid before, not at, this second
+	Holder    JWK    // cnf.jwk: who may derive from the link, or present it as a leaf
+	// Audience is aud: nil where the link has none. One value is written as a string, any other number as an array.
+	// An aud that is neither a string nor an array of strings is read as empty and not nil: it names nobody.
+	Audience []string
+	Depth    int // del_depth: 0 for a root
+	// MaxDepth is del_max_depth: the depth that no link of this chain may exceed, not a remaining count.
+	MaxDepth   int
+	ParentHash string // par_hash: "" for a root
+	// Tools is the authorization_details entry of type attenuating_agent_token. Nil means that there is no such entry:
+	// the link permits nothing, and cannot be presented as a leaf.
+	Tools Tools
+	// Extra has all other top-level claims, as written. AAT ignores them and does not attenuate them.
+	Extra map[string]jsontext.Value // :: claim → its JSON
+}
+
+// detailsType marks our entry among those of authorization_details.
+const detailsType = "attenuating_agent_token"
+
+// payload writes the claims as canonical JSON (RFC 8785), as draft section 3.5 advises.
+func (c *Claims) payload() ([]byte, error) {
+	claims := map[string]any{
+		"jti": c.ID, "iss": c.Issuer, "iat": c.IssuedAt, "exp": c.ExpiresAt,
+		"cnf": map[string]JWK{"jwk": c.Holder}, "del_depth": c.Depth, "del_max_depth": c.MaxDepth,
+	}
+	details := []any{}
+	if c.Tools != nil {
+		details = append(details, map[string]any{"type": detailsType, "tools": c.Tools})
+	}
+	claims["authorization_details"] = details
+	if c.ParentHash != "" {
+		claims["par_hash"] = c.ParentHash
+	}
+	switch {
+	case len(c.Audience) == 1:
+		claims["aud"] = c.Audience[0]
+	case c.Audience != nil:
+		claims["aud"] = c.Audience
+	}
+	for name, v := range c.Extra {
+		if isOurs(name) {
+			return nil, fmt.Errorf("claim %q belongs to AAT and cannot be an extra one", name)
+		}
+		claims[name] = v
+	}
+	return jcs.Marshal(claims)
+}
+
+// members are the claims of AAT as they were written, each nil where it is absent.
+type members struct {
+	jti, iss, iat, exp, cnf, aud, depth, maxDepth, parHash, details jsontext.Value
+	extra                                                           map[string]jsontext.Value
+}
+
+// slot returns where the claim is kept, nil for a claim that is not AAT's.
+func (m *members) slot(claim string) *jsontext.Value {
+	switch claim {
+	case "jti":
+		return &m.jti
+	case "iss":
+		return &m.iss
+	case "iat":
+		return &m.iat
+	case "exp":
+		return &m.exp
+	case "cnf":
+		return &m.cnf
+	case "aud":
+		return &m.aud
+	case "del_depth":
+		return &m.depth
+	case "del_max_depth":
+		return &m.maxDepth
+	case "par_hash":
+		return &m.parHash
+	case "authorization_details":
+		return &m.details
+	}
+	return nil
+}
+
+func isOurs(claim string) bool { return new(members).slot(claim) != nil }
+
+func readMembers(payload []byte) (*members, error) {
+	m := &members{}
+	err := rawMembers(payload, func(name string, value jsontext.Value) {
+		if slot := m.slot(name); slot != nil {
+			*slot = value
+			return
+		}
+		if m.extra == nil {
+			m.extra = map[string]jsontext.Value{}
+		}
+		m.extra[name] = value
+	})
+	return m, err
+}
+
+func (m *members) readHolder() (JWK, ed25519.PublicKey, error) {
+	var cnf struct {
+		JWK *JWK `json:"jwk"`
+	}
+	if m.cnf == nil {
+		return JWK{}, nil, errMissing
+	}
+	if err := json.Unmarshal(m.cnf, &cnf); err != nil {
+		return JWK{}, nil, err
+	}
+	if cnf.JWK == nil {
+		return JWK{}, nil, errors.New("it has no jwk")
+	}
+	key, err := cnf.JWK.Key()
+	return *cnf.JWK, key, err
+}
+
+// readAudience cannot fail: an aud that is no audience names nobody, which is for step 6c to refuse.
+func (m *members) readAudience() []string {
+	if m.aud == nil {
+		return nil
+	}
+	if one, err := stringOf(m.aud); err == nil {
+		return []string{one}
+	}
+	audience := []string{}
+	err := decodeWhole(m.aud, func(dec *jsontext.Decoder) error {
+		return readArray(dec, func() error {
+			one, err := readString(dec)
+			audience = append(audience, one)
+			return err
+		})
+	})
+	if err != nil {
+		return []string{}
+	}
+	return audience
+}
+
+var (
+	errDetails = errors.New("want an array")
+	errEntry   = errors.New("want an entry whose tools is an object of objects")
+	errTwice   = errors.New("more than one entry of type " + detailsType)
+)
+
+// readTools finds the one entry of our type and reads its tools, nil where there is none. An error that is none of the
+// three above is about a constraint.
+func (m *members) readTools() (Tools, error) {
+	if m.details.Kind() != '[' {
+		return nil, errDetails
+	}
+	var entries []jsontext.Value // of our type
+	err := decodeWhole(m.details, func(dec *jsontext.Decoder) error {
+		return readArray(dec, func() error {
+			v, err := dec.ReadValue()
+			if err == nil && entryType(v) == detailsType {
+				entries = append(entries, v.Clone())
+			}
+			return err
+		})
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case len(entries) > 1:
+		return nil, errTwice
+	case len(entries) == 0:
+		return nil, nil
+	}
+	var raw jsontext.Value
+	if err := rawMembers(entries[0], func(name string, value jsontext.Value) {
+		if name == "tools" {
+			raw = value
+		}
+	}); err != nil || raw == nil {
+		return nil, errEntry
+	}
+	var tools Tools
+	err = decodeWhole(raw, func(dec *jsontext.Decoder) (err error) {
+		tools, err = readTools(dec)
+		return err
+	})
+	// The draft looks at the whole shape before it looks at any constraint.
+	if err != nil && !isObjectOfObjects(raw) {
+		return nil, errEntry
+	}
+	return tools, err
+}
+
+func entryType(entry jsontext.Value) (typ string) {
+	if entry.Kind() != '{' {
+		return ""
+	}
+	_ = rawMembers(entry, func(name string, value jsontext.Value) {
+		if name == "type" {
+			typ, _ = stringOf(value)
+		}
+	})
+	return typ
+}
+
+func isObjectOfObjects(v jsontext.Value) bool {
+	ok := v.Kind() == '{'
+	return ok && rawMembers(v, func(_ string, value jsontext.Value) { ok = ok && value.Kind() == '{' }) == nil && ok
+}
+
+var errMissing = errors.New("it is missing")
+
+func stringOf(v jsontext.Value) (string, error) {
+	if v == nil {
+		return "", errMissing
+	}
+	if v.Kind() != '"' {
+		return "", errors.New("it is not a string")
+	}
+	b, err := jsontext.AppendUnquote(nil, v)
+	return string(b), err
+}
+
+// nonEmpty is [stringOf] for what may not be empty either.
+func nonEmpty(v jsontext.Value) (string, error) {
+	s, err := stringOf(v)
+	if err == nil && s == "" {
+		err = errors.New("it is empty")
+	}
+	return s, err
+}
+
+// integer reads a JSON number without fraction or exponent, as the draft wants NumericDates and depths (section 3.2).
+func integer(v jsontext.Value) (int64, error) {
+	if v == nil {
+		return 0, errMissing
+	}
+	n, err := strconv.ParseInt(string(v), 10, 64)
+	if err != nil {
+		return 0, errors.New("it is not an integer")
+	}
+	return n, nil
+}
+
+// count reads a non-negative integer. What does not fit in 31 bits exceeds every limit there is, so it is refused here.
+func count(v jsontext.Value) (int, error) {
+	n, err := integer(v)
+	if err == nil && (n < 0 || n > math.MaxInt32) {
+		err = errors.New("it is out of range")
+	}
+	return int(n), err
+}
