@@ -88,9 +88,9 @@ func chainsExpire(chains [][]*x509.Certificate) time.Time {
 }
 
 // VerifyJWT checks a JWT-SVID that was made for audience against the JWT bundle of its own trust domain at the time
-// now (JWT-SVID, sections 4 and 6). Unlike go-spiffe it gives no leeway on `exp`, refuses tokens above [MaxJWT], takes
-// base64url only as RFC 7515 writes it, and never skips the check of the audience. go-spiffe checks the times, too, by
-// the clock of the machine; its refusals are [ErrUnauthenticated] and no more.
+// now (JWT-SVID, sections 4 and 6). Unlike go-spiffe it gives no leeway on `exp`, refuses tokens above [MaxJWT], and
+// takes base64url only as RFC 7515 writes it. go-spiffe checks the times, too, by the clock of the machine; its
+// refusals are [ErrUnauthenticated] and no more.
 //
 // A JWT-SVID is a bearer token: whoever reads it can use it until it expires. Prefer [VerifyX509].
 func VerifyJWT(token, audience string, bundles jwtbundle.Source, now time.Time) (Peer, error) {

@@ -269,8 +269,8 @@ func TestVerifyJWTRefuses(t *testing.T) {
 		"nats", acme.jwtBundle(), time.Now()); err != nil {
 		t.Errorf("what the last three would be without their fault: %v", err)
 	}
-	// An empty audience means "do not check" to go-spiffe.
-	if _, err := identity.VerifyJWT(good, "", acme.jwtBundle(), time.Now()); !errors.Is(err, identity.ErrUnauthenticated) {
+	// Nobody is the audience of a token by having forgotten to say who they are.
+	if _, err := identity.VerifyJWT(with("aud", []string{""}), "", acme.jwtBundle(), time.Now()); !errors.Is(err, identity.ErrUnauthenticated) {
 		t.Errorf("without an audience: %v", err)
 	}
 	if _, err := identity.VerifyJWT(good, "nats", nil, time.Now()); !errors.Is(err, identity.ErrUnauthenticated) {
