@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -64,7 +65,10 @@ func readValue(d *jsontext.Decoder) (ast.Value, error) {
 			if err != nil {
 				return nil, err
 			}
-			key := ast.StringTerm(name.String())
+			key, ok := memberNames[name.String()]
+			if !ok {
+				key = ast.StringTerm(name.String())
+			}
 			v, err := readValue(d)
 			if err != nil {
 				return nil, err
@@ -75,6 +79,17 @@ func readValue(d *jsontext.Decoder) (ast.Value, error) {
 		return ast.NewObject(members...), err
 	}
 }
+
+// memberNames holds the terms of the names that every input repeats; terms are shared, as OPA's own interned ones are.
+var memberNames = func() map[string]*ast.Term {
+	names := map[string]*ast.Term{}
+	for name := range strings.FieldsSeq(`agent approvals args budget budget_ok by chain constraint_type content_type
+		deadline_ok depth facts from handoffs hops_left id kind labels max max_hops min mode name opener path principal
+		receiver sender stage status to tool tools trust_domain ttl value values`) {
+		names[name] = ast.StringTerm(name)
+	}
+	return names
+}()
 
 // encodeValue writes v as RFC 8785 JSON. Sets become arrays in OPA's order, as in OPA's own answers.
 func encodeValue(v ast.Value) ([]byte, error) {

@@ -43,7 +43,7 @@ may_hold(agent, label) if agents.among(agent, data.zones[label])
 
 may_hold(agent, label) if {
 	not data.zones[label]
-	agents.home(agent)
+	agent.trust_domain == data.home
 }
 
 outside(label, agent) := {

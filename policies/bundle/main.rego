@@ -26,7 +26,7 @@ session := answer(denials, set(), bounds) if {
 	shape.session
 	denials := union({trust.session, rbac.session, labels.session, limits.session})
 	bounds := {
-		"ceiling": rbac.ceiling(input.agent),
+		"ceiling": rbac.agent_ceiling,
 		"ttl": limits.session_ttl,
 		"max_hops": limits.session_hops,
 	}
@@ -42,7 +42,7 @@ decision := answer(denials, approval.decision, bounds) if {
 		impact.decision, duties.decision, limits.decision,
 	})
 	bounds := {
-		"ceiling": rbac.ceiling(input.receiver),
+		"ceiling": rbac.receiver_ceiling,
 		"ttl": limits.grant_ttl,
 		"max_hops": limits.hops_after,
 	}

@@ -85,17 +85,27 @@ problems contains sprintf("roles[%q] needs tools: \"*\" or an object", [role]) i
 	not entry.tools
 }
 
-problems contains sprintf("agents[%q] is no SPIFFE ID, path or *", [key]) if {
-	some key, _ in data.agents
-	not startswith(key, "spiffe://")
-	not startswith(key, "/")
-	key != "*"
+problems contains sprintf("%s names %q; home agents go by path or *, others by spiffe://", [place, key]) if {
+	some place, keys in agent_keys
+	some key in keys
+	not is_agent_key(key)
 }
 
-problems contains sprintf("agents lists %s by path and by SPIFFE ID", [key]) if {
-	some key, _ in data.agents
-	startswith(key, "/")
-	data.agents[concat("", ["spiffe://", data.home, key])]
+agent_keys["agents"] := object.keys(data.agents)
+
+agent_keys[sprintf("agents[%q].hands_to", [key])] := entry.hands_to if some key, entry in data.agents
+
+agent_keys[sprintf("principals[%q].agents", [key])] := entry.agents if some key, entry in data.principals
+
+agent_keys[sprintf("zones[%q]", [label])] := keys if some label, keys in data.zones
+
+is_agent_key("*")
+
+is_agent_key(key) if startswith(key, "/")
+
+is_agent_key(key) if {
+	startswith(key, "spiffe://")
+	split(key, "/")[2] != data.home
 }
 
 # Two maps of constraints for one tool have no union that is a map of constraints.

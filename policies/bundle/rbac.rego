@@ -8,22 +8,38 @@ package handoff.rbac
 import data.handoff.agents
 
 # METADATA
-# description: The tools that an agent may hold; null where a role allows every tool, none for an agent without an entry.
-ceiling(agent) := null if {
-	some role in agents.entry(agent).roles
+# description: The most that the session's opener, a handoff's receiver, or a caller may hold now.
+default agent_ceiling := {}
+
+agent_ceiling := ceiling(agent)
+
+default receiver_ceiling := {}
+
+receiver_ceiling := ceiling(receiver)
+
+# METADATA
+# description: The tools of an entry's roles; null where one of them allows every tool.
+ceiling(entry) := null if {
+	some role in entry.roles
 	data.roles[role].tools == "*"
 } else := object.union_n([tools |
-	some role in agents.entry(agent).roles
+	some role in entry.roles
 	tools := data.roles[role].tools
 ])
 
-session contains unlisted(input.agent) if not agents.entry(input.agent)
+agent := agents.entry(input.agent)
+
+sender := agents.entry(input.sender)
+
+receiver := agents.entry(input.receiver)
+
+session contains unlisted(input.agent) if not agent
 
 session contains foreign_principal(input.agent) if not opens(input.agent)
 
-decision contains unlisted(input.sender) if not agents.entry(input.sender)
+decision contains unlisted(input.sender) if not sender
 
-decision contains unlisted(input.receiver) if not agents.entry(input.receiver)
+decision contains unlisted(input.receiver) if not receiver
 
 # Judged again at each hop, so that removing a person ends what goes on in their name.
 decision contains foreign_principal(input.opener) if not opens(input.opener)
@@ -33,11 +49,15 @@ decision contains {
 	"message": sprintf("%s may not hand tasks to %s", [input.sender.id, input.receiver.id]),
 	"nearest": "the same handed to an agent in the sender's hands_to",
 } if {
-	agents.entry(input.sender)
-	not hands(input.sender, input.receiver)
+	sender
+	not hands
 }
 
-call contains unlisted(input.agent) if not agents.entry(input.agent)
+hands if not sender.hands_to
+
+hands if agents.among(input.receiver, sender.hands_to)
+
+call contains unlisted(input.agent) if not agent
 
 call contains {
 	"code": "role_ceiling",
@@ -45,19 +65,15 @@ call contains {
 	"tool": input.tool,
 	"nearest": "a call of a tool, and with arguments, that one of its roles allows",
 } if {
-	agents.entry(input.agent)
+	agent
 	not permitted
 }
 
-permitted if ceiling(input.agent) == null
+permitted if agent_ceiling == null
 
-permitted if handoff.permits(ceiling(input.agent), input.tool, input.args)
+permitted if handoff.permits(agent_ceiling, input.tool, input.args)
 
-hands(sender, _) if not agents.entry(sender).hands_to
-
-hands(sender, receiver) if agents.among(receiver, agents.entry(sender).hands_to)
-
-opens(agent) if agents.among(agent, principal.agents)
+opens(opener) if agents.among(opener, principal.agents)
 
 principal := found if {
 	found := data.principals[concat(":", [input.principal.kind, input.principal.name])]
