@@ -1,0 +1,179 @@
+package guard
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// trust is whom the guard believes, and what it has found out under that belief. It is replaced as a whole, so that
+// nothing that was verified under a key outlives the trust in it.
+type trust struct {
+	issuers  []Issuer
+	lapses   time.Time        // when the next of the governors' keys is not trusted any more; zero: never
+	verifier aat.Verifier     // without Seen
+	profile  profile.Profile
+	feeds    map[string]*feed // :: issuer's URI → its governor's feed
+	chains   *chains
+}
+
+// Trust replaces the trust anchors. What was verified under the old ones is forgotten, and calls are refused until
+// [Guard.Feed] has brought a new snapshot: a key that is not trusted any more may have left something out.
+func (g *Guard) Trust(issuers ...Issuer) error {
+	known := map[string]bool{}
+	for _, issuer := range issuers {
+		switch {
+		case issuer.URI == "" || issuer.Governor == "":
+			return errors.New("guard: an issuer needs a URI and the URI of its governor")
+		case known[issuer.URI]:
+			return fmt.Errorf("guard: the issuer %q stands twice", issuer.URI)
+		case len(issuer.Keys) == 0:
+			return fmt.Errorf("guard: the issuer %q has no key", issuer.URI)
+		}
+		known[issuer.URI] = true
+		for _, key := range issuer.Keys {
+			if err := checkKey(key); err != nil {
+				return fmt.Errorf("guard: the issuer %q: %w", issuer.URI, err)
+			}
+			for _, governor := range issuer.GovernorKeys {
+				if bytes.Equal(governor.Key, key) {
+					return fmt.Errorf("guard: the issuer %q and its governor have one key between them", issuer.URI)
+				}
+			}
+		}
+		for _, governor := range issuer.GovernorKeys {
+			if err := checkKey(governor.Key); err != nil {
+				return fmt.Errorf("guard: the governor %q: %w", issuer.Governor, err)
+			}
+		}
+	}
+	g.trusting.Lock()
+	defer g.trusting.Unlock()
+	g.trust.Store(g.newTrust(issuers, nil, g.cfg.Now()))
+	return nil
+}
+
+func checkKey(key ed25519.PublicKey) error {
+	_, err := aat.NewJWK(key).Key()
+	return err
+}
+
+// newTrust leaves out the keys that have lapsed by now. It takes over the feeds where it is given them.
+func (g *Guard) newTrust(issuers []Issuer, feeds map[string]*feed, now time.Time) *trust {
+	t := &trust{
+		verifier: aat.Verifier{
+			Audience: g.cfg.Audience, Now: g.cfg.Now, MaxIATSkew: g.cfg.Skew, MaxLifetime: g.cfg.MaxLifetime,
+			PoPWindow: g.cfg.ProofWindow, RequirePoPAudience: true,
+		},
+		profile: profile.Profile{Governors: map[string][]ed25519.PublicKey{}},
+		feeds:   map[string]*feed{},
+		chains:  newChains(g.cfg.SeenChains),
+	}
+	byGovernor := map[string]*feed{}
+	for _, issuer := range issuers {
+		var keys []GovernorKey
+		for _, k := range issuer.GovernorKeys {
+			if !k.Until.IsZero() && !now.Before(k.Until) {
+				continue
+			}
+			keys = append(keys, k)
+			t.profile.Governors[issuer.URI] = append(t.profile.Governors[issuer.URI], k.Key)
+			if !k.Until.IsZero() && (t.lapses.IsZero() || k.Until.Before(t.lapses)) {
+				t.lapses = k.Until
+			}
+		}
+		issuer.GovernorKeys = keys
+		t.issuers = append(t.issuers, issuer)
+		for _, key := range issuer.Keys {
+			t.verifier.Anchors = append(t.verifier.Anchors, aat.Anchor{Issuer: issuer.URI, Key: key})
+			t.profile.Issuers = append(t.profile.Issuers, key)
+		}
+		f := feeds[issuer.URI]
+		if f == nil {
+			f = byGovernor[issuer.Governor]
+		}
+		if f == nil {
+			f = newFeed(issuer.Governor, g.cfg)
+		}
+		byGovernor[issuer.Governor], t.feeds[issuer.URI] = f, f
+	}
+	return t
+}
+
+// admit applies the governor profile to a chain that has been verified, and reads off it whose call this is.
+func (t *trust) admit(chain []*aat.Link) (*verified, error) {
+	links, err := t.profile.Chain(chain)
+	if err != nil {
+		return nil, err
+	}
+	leaf := links[len(links)-1]
+	return &verified{links: chain, call: Call{
+		Agent: leaf.Handoff.To, Session: leaf.Handoff.Session, Handoff: leaf.Handoff.ID, Labels: leaf.Handoff.Labels,
+		Issuer: chain[0].Claims.Issuer, Expires: time.Unix(leaf.Claims.ExpiresAt, 0), Links: chain,
+	}}, nil
+}
+
+// trusted returns the trust in force now: without the governors' keys whose time is over.
+func (g *Guard) trusted(now time.Time) *trust {
+	t := g.trust.Load()
+	if t.lapses.IsZero() || now.Before(t.lapses) {
+		return t
+	}
+	g.trusting.Lock()
+	defer g.trusting.Unlock()
+	if t = g.trust.Load(); !t.lapses.IsZero() && !now.Before(t.lapses) {
+		t = g.newTrust(t.issuers, t.feeds, now)
+		g.trust.Store(t)
+	}
+	return t
+}
+
+// Feed takes one statement of a governor's revocation feed: a compact JWS of type wire.TypeRevocation, signed by one of
+// the governor's keys, over a [wire.RevocationFeed]. Statements may come late, twice or not at all: the guard finds out
+// what it lacks, and [Guard.NeedSnapshot] says what to ask for. An error means that the statement was not believed, or
+// cannot be used now; the guard stays as strict as it was.
+func (g *Guard) Feed(token string) error {
+	now := g.cfg.Now()
+	unverified, err := jws.Parse(token, wire.TypeRevocation, wire.MaxPayload)
+	if err != nil {
+		return fmt.Errorf("revocation feed: %w", err)
+	}
+	t := g.trusted(now)
+	for _, issuer := range t.issuers {
+		for _, k := range issuer.GovernorKeys {
+			if unverified.Verify(k.Key) != nil {
+				continue
+			}
+			statement, err := readStatement(unverified.Payload)
+			if err != nil {
+				return fmt.Errorf("revocation feed: %w", err)
+			}
+			if statement.Governor != issuer.Governor {
+				continue
+			}
+			if err := t.feeds[issuer.URI].apply(statement, now); err != nil {
+				return fmt.Errorf("revocation feed: %w", err)
+			}
+			return nil
+		}
+	}
+	return errors.New("revocation feed: no trusted governor has signed this statement")
+}
+
+// NeedSnapshot says whether the guard lacks something of what the governor (a URI) has revoked. Where it does, ask
+// wire.SubjectRevocations for the page after that hash, give the answer to [Guard.Feed], and ask again.
+func (g *Guard) NeedSnapshot(governor string) (after string, needed bool) {
+	for _, f := range g.trusted(g.cfg.Now()).feeds {
+		if f.governor == governor {
+			return f.need()
+		}
+	}
+	return "", false
+}
