@@ -65,9 +65,9 @@ type roots struct {
 
 // current returns the roots for now. Roots are on disk before anyone sees them.
 func (a *Authority) current() (*roots, error) {
-	now := a.config.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	now := a.config.Now()
 	if !now.Before(a.roots.from) && now.Before(a.roots.until) {
 		return a.roots, nil
 	}
@@ -121,7 +121,7 @@ func (a *Authority) grow(keys []*signingKeys, now time.Time) ([]*signingKeys, er
 // newRoots makes roots of keys, at least one of which is usable. The signer is the newest that everybody has heard of,
 // or the oldest where all are news.
 func (a *Authority) newRoots(keys []*signingKeys, now time.Time) *roots {
-	r := &roots{keys: keys, from: now, until: newestUsable(keys, now).halfLife()}
+	r := &roots{keys: keys, from: now.Add(-backdate), until: newestUsable(keys, now).halfLife()}
 	settle := min(maxSettle, a.config.AuthorityTTL/10)
 	var certs []*x509.Certificate
 	jwtKeys := map[string]crypto.PublicKey{}

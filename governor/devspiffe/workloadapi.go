@@ -73,15 +73,16 @@ func (r *registration) current() (issued, error) {
 	if err != nil {
 		return issued{}, err
 	}
-	now := r.authority.config.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := r.authority.config.Now()
 	if now.Before(r.issued.from) || !now.Before(r.issued.until) {
 		svid, err := roots.issueX509(r.id, now, r.authority.config.TTL)
 		if err != nil {
 			return issued{}, fmt.Errorf("issuing to %q: %w", r.id, err)
 		}
-		r.issued = issued{svid: svid, from: now, until: now.Add(svid.Certificates[0].NotAfter.Sub(now) / 2)}
+		leaf := svid.Certificates[0]
+		r.issued = issued{svid: svid, from: leaf.NotBefore, until: now.Add(leaf.NotAfter.Sub(now) / 2)}
 	}
 	r.issued.roots = roots
 	return r.issued, nil

@@ -3,6 +3,7 @@ package wire
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
 
@@ -36,6 +37,11 @@ func TaskHash(salt, body []byte) string {
 	h.Write(salt)
 	h.Write(body)
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}
+
+// TaskHashMatches compares want with the [TaskHash] of salt and body.
+func TaskHashMatches(want string, salt, body []byte) bool {
+	return subtle.ConstantTimeCompare([]byte(want), []byte(TaskHash(salt, body))) == 1
 }
 
 // RequestHash is the hash that a [SessionProof] carries: base64url(SHA-256(RFC 8785 form of request)) with the member

@@ -1,6 +1,9 @@
 package wire
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Subjects of an agent's own account. They are local names: the server maps each into the governor's account and
 // stamps the agent's name into it on the way, so nothing an agent writes can name another sender.
@@ -135,6 +138,9 @@ func CanonicalHeader(name string) string {
 	}
 	return name
 }
+
+// IsHeader tells whether name is one of the header names above, spelled like it.
+func IsHeader(name string) bool { return slices.Contains(knownHeaders, name) }
 
 var knownHeaders = []string{
 	HeaderToken, HeaderSalt, HeaderVerdict, HeaderChain, HeaderID, HeaderFrom, HeaderSession, HeaderKind, HeaderEntry,

@@ -1,0 +1,250 @@
+package governor
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// Config is what a governor is made of. Bus, Log, Policy, Issuer and Keys must be there.
+type Config struct {
+	Bus    Bus
+	Log    Log
+	Policy Policy
+	Issuer Issuer
+	Keys   *Keys
+
+	// URI names the governor in proofs (aud) and on the revocation feed (iss). LogName is the ledger's checkpoint origin,
+	// LogKey its note verifier key, which agents and strangers are told.
+	URI     string
+	LogName string
+	LogKey  string
+
+	// KnownAgent tells whether a name may be handed to at all. Nil: every valid name.
+	KnownAgent func(name string) bool
+	// MaxOpen is how many handoffs may be open for one receiver. 0: 10,000.
+	MaxOpen int
+	// Heartbeat of the revocation feed, and of what only time brings about. 0: one second.
+	Heartbeat time.Duration
+	// Now is the clock. Nil: time.Now.
+	Now func() time.Time
+	// Logger gets what an operator must know. Nil: nowhere.
+	Logger *slog.Logger
+}
+
+// Governor runs the path. Make one with [New], and run it once.
+type Governor struct {
+	cfg       Config
+	log       *slog.Logger
+	state     *State
+	feed      *feed
+	verifier  *aat.Verifier
+	profile   *profile.Profile
+	proposals chan []proposal
+	stopped   chan struct{}
+
+	quarantine struct {
+		sync.Mutex
+		counts map[quarantineKey]int
+	}
+}
+
+type quarantineKey struct {
+	agent string
+	code  wire.Code
+}
+
+// New checks the configuration and reads the ledger back into memory.
+func New(ctx context.Context, cfg Config) (*Governor, error) {
+	switch {
+	case cfg.Bus == nil || cfg.Log == nil || cfg.Policy == nil || cfg.Issuer == nil || cfg.Keys == nil:
+		return nil, errors.New("a governor needs a bus, a log, a policy, an issuer and keys")
+	case cfg.URI == "" || cfg.LogName == "":
+		return nil, errors.New("a governor needs a URI and the name of its log")
+	}
+	if cfg.KnownAgent == nil {
+		cfg.KnownAgent = func(string) bool { return true }
+	}
+	if cfg.MaxOpen == 0 {
+		cfg.MaxOpen = 10_000
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	g := &Governor{
+		cfg: cfg, log: cfg.Logger, proposals: make(chan []proposal, 4), stopped: make(chan struct{}),
+	}
+	g.quarantine.counts = map[quarantineKey]int{}
+	g.profile = &profile.Profile{Governors: map[string][]ed25519.PublicKey{}}
+	g.verifier = &aat.Verifier{Now: cfg.Now, MaxDepth: 2 * wire.MaxHops}
+	for _, jwk := range cfg.Issuer.Keys() {
+		key, err := jwk.Key()
+		if err != nil {
+			return nil, fmt.Errorf("an issuer key: %w", err)
+		}
+		g.verifier.Anchors = append(g.verifier.Anchors, aat.Anchor{Issuer: cfg.Issuer.URI(), Key: key})
+		g.profile.Issuers = append(g.profile.Issuers, key)
+	}
+	g.profile.Governors[cfg.Issuer.URI()] = cfg.Keys.publicKeys()
+	g.state = newState(cfg.Keys, g.profile)
+	feed, err := newFeed(cfg)
+	if err != nil {
+		return nil, err
+	}
+	g.feed = feed
+	if err := g.rebuild(ctx); err != nil {
+		return nil, fmt.Errorf("reading the ledger back: %w", err)
+	}
+	g.feed.load(g.state)
+	return g, nil
+}
+
+// Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
+// record, and everything that was promised before a crash is out again.
+func (g *Governor) Run(ctx context.Context) error {
+	defer close(g.stopped)
+	group, ctx := errgroup.WithContext(ctx)
+	batches := make(chan *batch, 4)
+	group.Go(func() error { g.sequence(ctx, batches); return nil })
+	group.Go(func() error { g.deliver(ctx, batches); return nil })
+	group.Go(func() error {
+		if err := g.begin(ctx); err != nil {
+			return err
+		}
+		group.Go(func() error { g.ingress(ctx); return nil })
+		group.Go(func() error { g.tick(ctx); return nil })
+		group.Go(func() error { return g.cfg.Bus.Serve(ctx, g.serve) })
+		return nil
+	})
+	return group.Wait()
+}
+
+// begin puts the bundle in force on record and publishes again what a crash may have swallowed.
+func (g *Governor) begin(ctx context.Context) error {
+	judge := g.cfg.Policy.Current()
+	err := g.do(ctx, func(b *batch) error {
+		if b.st.bundle != judge.Digest() {
+			bundle := judge.Bytes()
+			e := &entry.Entry{Kind: entry.KindBundle, Bundle: &entry.Bundle{Digest: judge.Digest(), By: "start", Size: len(bundle)}}
+			attach := func(r *ledger.Record) { r.Bundle = &ledger.Bundle{Digest: judge.Digest(), Bytes: bundle} }
+			if err := b.write(e, known{}, nil, attach); err != nil {
+				return err
+			}
+			if err := g.rejudge(ctx, b); err != nil {
+				return err
+			}
+		}
+		if err := g.expire(b); err != nil {
+			return err
+		}
+		for _, h := range b.st.handoffs {
+			if h.status == statusAdmitted {
+				b.effects.inbox = append(b.effects.inbox, notice(h, ""))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("starting: %w", err)
+	}
+	return g.feed.beat()
+}
+
+// tick is the heartbeat: the feed's, and that of whatever only time brings about.
+func (g *Governor) tick(ctx context.Context) {
+	ticker := time.NewTicker(g.cfg.Heartbeat)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := g.feed.beat(); err != nil {
+			g.log.ErrorContext(ctx, "no heartbeat on the revocation feed; guards will close", "err", err)
+		}
+		if err := g.do(ctx, g.passTime); err != nil && ctx.Err() == nil {
+			g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
+		}
+	}
+}
+
+// passTime ends what time has ended and writes down how much was quarantined since.
+func (g *Governor) passTime(b *batch) error {
+	if err := g.expire(b); err != nil {
+		return err
+	}
+	g.quarantine.Lock()
+	counts := g.quarantine.counts
+	g.quarantine.counts = map[quarantineKey]int{}
+	g.quarantine.Unlock()
+	for key, n := range counts {
+		err := b.write(&entry.Entry{
+			Kind: entry.KindQuarantined, Quarantined: &entry.Quarantined{Agent: key.agent, Code: key.code, Count: n},
+		}, known{}, nil, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quarantined counts a message that was set aside.
+func (g *Governor) quarantined(agent string, code wire.Code) {
+	g.quarantine.Lock()
+	defer g.quarantine.Unlock()
+	g.quarantine.counts[quarantineKey{agent, code}]++
+}
+
+// wait waits until a proposal is settled.
+func (g *Governor) wait(done <-chan error) error {
+	select {
+	case err := <-done:
+		return err
+	case <-g.stopped:
+		return fmt.Errorf("%w: the governor is stopping", errUndecided)
+	}
+}
+
+// pause logs a fault of the infrastructure and waits before the next try.
+func (g *Governor) pause(ctx context.Context, doing string, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	g.log.ErrorContext(ctx, "trying again in a second", "doing", doing, "err", err)
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+	}
+}
+
+// parallel maps f over in on every core, and keeps the order.
+func parallel[In, Out any](in []In, f func(In) Out) []Out {
+	out := make([]Out, len(in))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range in {
+		group.Go(func() error { out[i] = f(in[i]); return nil })
+	}
+	_ = group.Wait() // the functions return nil
+	return out
+}

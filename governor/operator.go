@@ -1,0 +1,187 @@
+package governor
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file answers requests: the agents' (claim, session), the guards' (keys, revocations) and the operators'.
+
+// serve answers one request, whatever happens.
+func (g *Governor) serve(ctx context.Context, r wire.Request) {
+	answer, err := json.Marshal(g.respond(ctx, r), json.Deterministic(true))
+	if err != nil {
+		g.log.ErrorContext(ctx, "an answer could not be encoded", "verb", r.Verb, "err", err)
+		answer = []byte(`{"error":{"code":"unavailable","message":"the answer could not be encoded; tell the operator"}}`)
+	}
+	if err := r.Respond(answer); err != nil {
+		g.log.WarnContext(ctx, "an answer did not get out", "verb", r.Verb, "to", r.Sender, "err", err)
+	}
+}
+
+func (g *Governor) respond(ctx context.Context, r wire.Request) any {
+	switch r.Verb {
+	case wire.VerbClaim:
+		return g.claims(ctx, r)
+	case wire.VerbSessionOpen:
+		return g.openSession(ctx, r)
+	case wire.VerbSessionClose:
+		return g.closeSession(ctx, r)
+	case wire.VerbSessionStatus:
+		return g.sessionStatus(r)
+	case wire.VerbKeys:
+		return g.keys()
+	case wire.VerbRevocations:
+		return g.revocations(r)
+	}
+	if verb, ok := strings.CutPrefix(r.Verb, wire.VerbOperator); ok {
+		return g.operate(ctx, verb, r)
+	}
+	return refused(wire.Refuse(wire.CodeMalformed, "there is no such request"))
+}
+
+// refused is the answer that has nothing but a refusal.
+func refused(e *wire.Error) any {
+	return struct {
+		Error *wire.Error `json:"error"`
+	}{e}
+}
+
+// keys tells whom to trust.
+func (g *Governor) keys() wire.Keys {
+	return wire.Keys{
+		Governor: g.cfg.URI, Issuer: g.cfg.Issuer.URI(), IssuerKeys: g.cfg.Issuer.Keys(), GovernorKeys: g.cfg.Keys.Public(),
+		Log: g.cfg.LogName, LogKey: g.cfg.LogKey,
+	}
+}
+
+// revocations answers with one page of a snapshot: a signed statement, not JSON of ours around it.
+func (g *Governor) revocations(r wire.Request) any {
+	var request wire.RevocationsRequest
+	if len(r.Body) > 0 {
+		if err := json.Unmarshal(r.Body, &request, json.RejectUnknownMembers(true)); err != nil {
+			return refused(wire.Refuse(wire.CodeMalformed, "the request is not the JSON that docs/wire.md shows"))
+		}
+	}
+	token, err := g.feed.snapshot(request.After)
+	if err != nil {
+		return refused(unavailable(err))
+	}
+	return statement(token)
+}
+
+// statement is an answer that is a JWS and nothing else.
+type statement string
+
+// operate answers an operator. Its account is what makes it one: no agent can send here.
+func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any {
+	var q wire.OperatorRequest
+	if len(r.Body) > 0 {
+		if err := json.Unmarshal(r.Body, &q, json.RejectUnknownMembers(true)); err != nil {
+			return refused(wire.Refuse(wire.CodeMalformed, "the request is not the JSON that docs/wire.md shows: "+err.Error()))
+		}
+	}
+	switch verb {
+	case wire.VerbHealth:
+		return g.health()
+	case wire.VerbSessionList:
+		return wire.OperatorResponse{Sessions: g.sessionList()}
+	case wire.VerbSessionClose:
+		return g.closeAs(ctx, q.Session, r.Sender, q.Reason)
+	case wire.VerbChainEntries:
+		return g.entries(q)
+	case wire.VerbCheckpoint:
+		checkpoint, err := g.cfg.Log.Checkpoint()
+		if err != nil {
+			return refused(unavailable(err))
+		}
+		return wire.OperatorResponse{Checkpoint: string(checkpoint)}
+	case wire.VerbBody:
+		salt, body, err := g.cfg.Log.Body(q.Index)
+		if err != nil {
+			return refused(wire.Refuse(wire.CodeHandoffUnknown, "no body is kept for this entry: "+err.Error()))
+		}
+		return wire.OperatorResponse{Salt: salt, Body: body}
+	case wire.VerbBundle:
+		bundle, err := g.cfg.Log.Bundle(q.Digest)
+		if err != nil {
+			return refused(wire.Refuse(wire.CodeBundle, "no such bundle: "+err.Error()))
+		}
+		return wire.OperatorResponse{Bundle: bundle}
+	case wire.VerbBundleActivate:
+		index, refusal := g.activate(ctx, q.Bundle, r.Sender)
+		return wire.OperatorResponse{Error: refusal, Entry: index}
+	case wire.VerbRevoke:
+		if q.Reason == "" || q.Reason == reasonExpired || len(q.Reason) > wire.MaxPurpose {
+			return refused(wire.Refuse(wire.CodeMalformed, "say why, in at most 4096 bytes"))
+		}
+		index, refusal := g.revokeGrant(ctx, q.ID, r.Sender, q.Reason)
+		return wire.OperatorResponse{Error: refusal, Entry: index}
+	case wire.VerbApprove:
+		index, effect, refusal := g.approve(ctx, q.Index, r.Sender, q.Approve)
+		return wire.OperatorResponse{Error: refusal, Entry: index, Effect: effect}
+	}
+	return refused(wire.Refuse(wire.CodeMalformed, "there is no such operator's request"))
+}
+
+func (g *Governor) health() wire.OperatorResponse {
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	return wire.OperatorResponse{Health: &wire.Health{
+		Log: g.cfg.LogName, Entries: g.state.next, Bundle: g.state.bundle, Sessions: len(g.state.sessions),
+		Handoffs: len(g.state.handoffs), Held: len(g.state.held),
+	}}
+}
+
+func (g *Governor) sessionList() []wire.SessionStatus {
+	now := g.cfg.Now().Unix()
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	out := make([]wire.SessionStatus, 0, len(g.state.sessions))
+	for _, s := range g.state.sessions {
+		out = append(out, s.status(now))
+	}
+	slices.SortFunc(out, func(a, b wire.SessionStatus) int { return strings.Compare(b.Session, a.Session) })
+	return out[:min(len(out), maxListed)]
+}
+
+// maxListed keeps an answer within a message.
+const maxListed = 1000
+
+// entriesPage keeps a page of entries within a message.
+const entriesPage = wire.MaxPayload / 2
+
+// entries is a page of the ledger as it is, from an index on.
+func (g *Governor) entries(q wire.OperatorRequest) any {
+	out := wire.OperatorResponse{Entries: []jsontext.Value{}}
+	size := 0
+	last := g.cfg.Log.Size()
+	for i := q.From; i < last && size < entriesPage; i++ {
+		encoded, err := g.cfg.Log.Entry(i)
+		if err != nil {
+			return refused(unavailable(err))
+		}
+		if size += len(encoded); size > entriesPage && len(out.Entries) > 0 {
+			break
+		}
+		out.Entries = append(out.Entries, encoded)
+	}
+	out.Size = last
+	return out
+}
+
+// entry reads one entry back.
+func (g *Governor) entry(index uint64) (*entry.Entry, error) {
+	encoded, err := g.cfg.Log.Entry(index)
+	if err != nil {
+		return nil, err
+	}
+	return entry.Decode(encoded)
+}

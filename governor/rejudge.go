@@ -1,0 +1,197 @@
+package governor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file is what a change of mind does: another bundle judges every live grant again, and a person's approval has a
+// held decision judged again.
+
+// activate puts a bundle in force and judges every live grant under it. A bundle that does not compile changes nothing.
+func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (index uint64, refusal *wire.Error) {
+	judge, err := g.cfg.Policy.Compile(bundle)
+	if err != nil {
+		g.log.ErrorContext(ctx, "a bundle does not compile; the one before stays in force", "by", by, "err", err)
+		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+err.Error())
+	}
+	err = g.do(ctx, func(b *batch) error {
+		e := &entry.Entry{Kind: entry.KindBundle, Bundle: &entry.Bundle{Digest: judge.Digest(), By: by, Size: len(bundle)}}
+		err := b.write(e, known{}, nil, func(r *ledger.Record) {
+			r.Bundle = &ledger.Bundle{Digest: judge.Digest(), Bytes: bundle}
+		})
+		if err != nil {
+			return err
+		}
+		index = e.Index
+		b.judge = judge
+		return g.rejudge(ctx, b)
+	})
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	g.log.InfoContext(ctx, "bundle in force", "digest", judge.Digest(), "by", by, "entry", index)
+	return index, nil
+}
+
+// rejudge judges every live grant again, parents before children, and revokes those that would not be granted now.
+func (g *Governor) rejudge(ctx context.Context, b *batch) error {
+	var grants []*grant
+	for _, gr := range b.st.byID {
+		if gr.handoff != nil && gr.state == live && gr.handoff.grant == gr && gr.handoff.status == statusClaimed {
+			grants = append(grants, gr)
+		}
+	}
+	slices.SortFunc(grants, func(x, y *grant) int { return int(int64(x.newest) - int64(y.newest)) })
+	for _, gr := range grants {
+		if gr.state != live || gr.usable(b.seconds()) != nil {
+			continue // an entry above has revoked it
+		}
+		h := gr.handoff
+		facts := claimFacts(b.judge, h)
+		held := gr.link.Claims.Tools
+		decision, answer, reasons := g.ask(ctx, b.judge, "decision", claimQuestion(facts, h, held))
+		effect := answer.Effect
+		if effect == wire.EffectAllow {
+			if granted, dropped := meet(held, answer.Ceiling); !granted.Equal(held) {
+				effect = wire.EffectDeny
+				for _, d := range dropped {
+					reasons = append(reasons, droppedReason(d))
+				}
+				reasons = append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the grant holds more than the policy now allows"})
+			}
+		}
+		if effect == wire.EffectAllow {
+			continue
+		}
+		err := b.write(&entry.Entry{
+			Kind: entry.KindRejudged, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: gr.id,
+			Rejudged: &entry.Rejudged{Effect: effect, Reasons: reasons, Decision: *decision},
+		}, known{}, nil, nil)
+		if err != nil {
+			return err
+		}
+		if err := revokeEntry(b, gr, h, "policy", "the policy in force does not allow it any more", nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// approve answers a held decision. An approval binds that entry, and the policy judges again with the approval in its
+// input: it may still say no.
+func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) (index uint64, effect string, refusal *wire.Error) {
+	err := g.do(ctx, func(b *batch) error {
+		rec := b.st.held[of]
+		if rec == nil {
+			refusal = wire.Refuse(wire.CodeHandoffUnknown, fmt.Sprintf("entry %d holds nothing that waits for approval", of))
+			return nil
+		}
+		h := rec.handoff
+		if h.done(b.seconds()) && rec.stage != entry.StageResult || h.session.over != "" {
+			refusal = wire.Refuse(wire.CodeExpired, "the handoff is over")
+			return nil
+		}
+		a := &entry.Approved{Of: of, By: by, Approve: yes}
+		e := &entry.Entry{
+			Kind: entry.KindApproved, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: h.parent.id, Approved: a,
+		}
+		if yes {
+			decided, err := g.judgeApproved(ctx, b, rec, by)
+			if err != nil {
+				return err
+			}
+			if decided.Effect == wire.EffectHold {
+				refusal = &wire.Error{Code: wire.CodePolicyHeld, Message: "the policy still holds it; another approval may be needed"}
+				return nil
+			}
+			a.Decided = decided
+		}
+		var below []wire.RevokedLink
+		if rec.stage == entry.StageResult && a.Decided != nil && a.Decided.Effect == wire.EffectAllow {
+			below = endedLinks(h)
+		}
+		if err := b.write(e, known{}, nil, nil); err != nil {
+			return err
+		}
+		index, effect = e.Index, string(h.status)
+		b.effects.revoked = append(b.effects.revoked, below...)
+		return g.afterApproval(b, rec)
+	})
+	if err != nil {
+		return 0, "", unavailable(err)
+	}
+	return index, effect, refusal
+}
+
+// judgeApproved asks the policy again with one more approval.
+func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord, by string) (*entry.Decided, error) {
+	h := rec.handoff
+	if rec.stage == entry.StageResult {
+		f := g.resultFacts(b.judge, h, h.result.claim.Labels)
+		f.approvals = append(f.approvals, by)
+		decision, answer, reasons := g.ask(ctx, b.judge, "result", resultQuestion(h, f, h.result.claim))
+		return &entry.Decided{
+			Stage: rec.stage, Effect: answer.Effect, Reasons: reasons, Labels: f.labels, Decision: decision,
+		}, nil
+	}
+	approvals := append(slices.Clone(h.approvals), by)
+	var f offerFacts
+	var question decisionInput
+	tools := h.granted
+	if rec.stage == entry.StageClaim {
+		f = claimFacts(b.judge, h)
+		f.approvals = approvals
+		question = claimQuestion(f, h, tools)
+	} else {
+		f = factsOf(b.judge, h.parent, h.claim)
+		f.approvals = approvals
+		tools = h.offer.Claims.Tools
+		question = offerQuestion(f, h.parent, h.to, h.claim, h.offer)
+	}
+	decision, answer, reasons := g.ask(ctx, b.judge, "decision", question)
+	d := &entry.Decided{Stage: rec.stage, Effect: answer.Effect, Reasons: reasons, Labels: f.labels, TaskHash: h.claim.TaskHash, Decision: decision}
+	if d.Effect == wire.EffectAllow {
+		granted, dropped := meet(tools, answer.Ceiling)
+		for _, x := range dropped {
+			d.Reasons = append(d.Reasons, droppedReason(x))
+		}
+		if len(granted) == 0 && len(tools) > 0 {
+			d.Effect = wire.EffectDeny
+			d.Reasons = append(d.Reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
+			return d, nil
+		}
+		d.Granted = granted
+		d.Expires, d.Deadline, d.MaxDepth = terms(h.offer, h.claim, answer, b.seconds())
+	}
+	return d, nil
+}
+
+// afterApproval lets out what the held message would have led to.
+func (g *Governor) afterApproval(b *batch, rec *heldRecord) error {
+	h := rec.handoff
+	switch {
+	case rec.stage == entry.StageResult && h.result == nil:
+		b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
+			ID: h.id, Effect: wire.EffectDeny, Entry: &h.newest,
+			Reasons: []wire.Reason{{Code: wire.CodePolicyDenied, Message: "the result was not approved"}},
+		}))
+	case rec.stage == entry.StageResult:
+		_, body, err := g.cfg.Log.Body(h.result.body)
+		if err != nil {
+			return err
+		}
+		b.effects.inbox = append(b.effects.inbox, resultMessage(h, body, ""))
+	default:
+		b.effects.inbox = append(b.effects.inbox, verdict(h))
+		if h.status == statusAdmitted {
+			b.effects.inbox = append(b.effects.inbox, notice(h, ""))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,334 @@
+package governor
+
+import (
+	"context"
+	"slices"
+
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file is the way of a result: a handoff of data backwards. Like an offer it is verified and judged first, then
+// takes its turn; unlike one it ends the grant that made it, and everything below.
+
+// prepareResult does what needs no order.
+func (g *Governor) prepareResult(ctx context.Context, in wire.Inbound) *result {
+	r := &result{g: g, ctx: ctx, in: in}
+	r.verify() // 2. whose work this is
+	r.judge()  // 3. labels flow backwards, too
+	return r
+}
+
+// result is one result on its way.
+type result struct {
+	g   *Governor
+	ctx context.Context
+	in  wire.Inbound
+
+	id      string // of the handoff
+	token   string
+	salt    []byte
+	trace   string
+	refusal *wire.Error
+	claim   wire.ResultToken
+	key     string // thumbprint of the key that signed it
+	repeat  bool   // the token's ID stands in the ledger or state
+
+	facts    resultFacts
+	decision *entry.Decision
+	effect   string
+	reasons  []wire.Reason
+}
+
+// resultFacts are the facts that may change between looking and deciding.
+type resultFacts struct {
+	judge     Judge
+	grant     *grant
+	receiver  string
+	labels    []string
+	approvals []string
+}
+
+func (f resultFacts) equal(g resultFacts) bool {
+	return f.judge != nil && f.judge.Digest() == g.judge.Digest() && f.grant == g.grant && f.receiver == g.receiver &&
+		slices.Equal(f.labels, g.labels) && slices.Equal(f.approvals, g.approvals)
+}
+
+func (g *Governor) resultFacts(judge Judge, h *handoff, declared []string) resultFacts {
+	return resultFacts{
+		judge: judge, grant: h.grant, receiver: h.resultTo(), labels: countedLabels(judge, h.grant, declared),
+		approvals: slices.Clone(h.approvals),
+	}
+}
+
+// resultTo is the agent that a result of h goes to.
+func (h *handoff) resultTo() string {
+	if target := h.answers(); target != nil {
+		return target.from
+	}
+	return h.session.opener
+}
+
+// verify finds the task and checks the signature of a grant that it was given to. A superseded process is told so.
+func (r *result) verify() {
+	head, refusal := readHeaders(r.in.Header, wire.HeaderID, wire.HeaderToken, wire.HeaderSalt)
+	if refusal != nil {
+		r.refusal = refusal
+		return
+	}
+	r.id, r.token, r.trace = head.get(wire.HeaderID), head.get(wire.HeaderToken), head.traceparent()
+	var err error
+	switch {
+	case len(r.token) > wire.MaxToken:
+		r.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 64 KiB")
+		return
+	case len(r.in.Body) > wire.MaxBody:
+		r.refusal = wire.Refuse(wire.CodeTooLarge, "the result is larger than 1 MiB; return a reference to it instead")
+		return
+	}
+	if r.salt, err = wire.ParseSalt(head.get(wire.HeaderSalt)); err != nil {
+		r.refusal = wire.Refuse(wire.CodeSalt, "Handoff-Salt must be 32 random bytes as base64url without padding")
+		return
+	}
+	if r.refusal = checkID(r.id); r.refusal != nil {
+		return
+	}
+	if r.refusal = r.findGrant(); r.refusal != nil {
+		return
+	}
+	switch {
+	case r.claim.Audience != r.g.cfg.URI:
+		r.refusal = wire.Refuse(wire.CodeToken, "the result token's aud must be "+r.g.cfg.URI)
+	case r.claim.Handoff != r.id:
+		r.refusal = wire.Refuse(wire.CodeSubjectMismatch, "Handoff-Id and the result token name different handoffs")
+	case r.claim.Status != wire.StatusCompleted && r.claim.Status != wire.StatusFailed:
+		r.refusal = wire.Refuse(wire.CodeMalformed, "status must be completed or failed")
+	case !wire.TaskHashMatches(r.claim.BodyHash, r.salt, r.in.Body):
+		r.refusal = wire.Refuse(wire.CodeTaskHash, "body_hash is not SHA-256(salt ‖ body) of the bytes that came")
+	case contentType(r.in.Header) != r.claim.ContentType:
+		r.refusal = wire.Refuse(wire.CodeContentType, "the Content-Type header must equal the token's content_type")
+	default:
+		r.refusal = checkLabels(r.claim.Labels)
+	}
+	if r.refusal == nil {
+		r.refusal = checkID(r.claim.ID)
+	}
+	if r.refusal != nil {
+		return
+	}
+	if r.repeat, err = r.g.used(r.claim.ID); err != nil {
+		r.refusal = wire.Refuse(wire.CodeUnavailable, "the ledger cannot be read; send the same again later")
+	} else if !r.repeat {
+		r.refusal = r.g.checkIDTime(r.claim.ID)
+	}
+}
+
+// findGrant finds the grant whose key signed the token: the task's current one, or one that was superseded.
+func (r *result) findGrant() *wire.Error {
+	r.g.state.mu.RLock()
+	h := r.g.state.handoffs[r.id]
+	var candidates []*grant
+	if h != nil && h.to == r.in.Sender && h.session.id == r.in.Session {
+		for _, g := range h.session.grants {
+			if g.handoff == h {
+				candidates = append(candidates, g)
+			}
+		}
+	}
+	r.g.state.mu.RUnlock()
+	if len(candidates) == 0 {
+		return wire.Refuse(wire.CodeHandoffUnknown, "there is no such task for this agent in this session, or it was never claimed")
+	}
+	var last error
+	for _, g := range slices.Backward(candidates) {
+		claim, err := jws.VerifyJSON[wire.ResultToken](r.token, wire.TypeResult, g.link.Holder(), wire.MaxToken)
+		if err == nil {
+			r.claim, r.key = claim, g.key
+			return nil
+		}
+		last = err
+	}
+	return wire.Refuse(wire.CodeToken, "the result token is not signed by the process that claimed the task: "+last.Error())
+}
+
+// judge asks the policy whether these labels may flow back.
+func (r *result) judge() {
+	if r.refusal != nil || r.repeat {
+		return
+	}
+	st := r.g.state
+	st.mu.RLock()
+	h := st.handoffs[r.id]
+	if h == nil || h.grant == nil {
+		st.mu.RUnlock()
+		return
+	}
+	r.facts = r.g.resultFacts(r.g.cfg.Policy.Current(), h, r.claim.Labels)
+	st.mu.RUnlock()
+	r.ask(h)
+}
+
+func (r *result) ask(h *handoff) {
+	var answer wire.Answer
+	r.decision, answer, r.reasons = r.g.ask(r.ctx, r.facts.judge, "result", resultQuestion(h, r.facts, r.claim))
+	r.effect = answer.Effect
+}
+
+func resultQuestion(h *handoff, f resultFacts, claim wire.ResultToken) resultInput {
+	return resultInput{
+		Stage: entry.StageResult, Sender: agentOf(h.to), Receiver: agentOf(f.receiver), Opener: agentOf(h.session.opener),
+		Principal: principalFact{Kind: h.session.principal.Kind, Name: h.session.principal.Name},
+		Status:    claim.Status, ContentType: claim.ContentType, Labels: nonNil(f.labels), Chain: chainFacts(f.grant),
+		Approvals: approvalFacts(f.approvals),
+	}
+}
+
+// sequence: the first valid result wins.
+func (r *result) sequence(b *batch) error {
+	if r.refusal == nil {
+		h := b.st.handoffs[r.id]
+		if again, err := r.again(b); again || err != nil {
+			return err
+		}
+		if r.refusal = r.mutable(b, h); r.refusal == nil {
+			if h.result != nil { // an identical repeat: mutable refused everything else
+				r.effects(b, h)
+				return nil
+			}
+			if facts := r.g.resultFacts(b.judge, h, r.claim.Labels); !r.facts.equal(facts) {
+				r.facts = facts
+				r.ask(h)
+			}
+			return r.write(b, h)
+		}
+	}
+	b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.refusal))
+	return nil
+}
+
+// again answers a denied result that is sent again with the same denial. (Accepted ones are found by their handoff.)
+func (r *result) again(b *batch) (bool, error) {
+	index, used := b.st.used[r.claim.ID]
+	if h := b.st.handoffs[r.id]; !used || h == nil || h.result != nil && h.result.token == r.token {
+		return false, nil
+	}
+	if index >= b.next { // earlier in this very batch: the message comes again once that is durable
+		return true, nil
+	}
+	e, err := r.g.entry(index)
+	if err != nil {
+		return false, err
+	}
+	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
+		return false, nil
+	}
+	b.effects.receipt(e.From, r.claim.ID, index)
+	b.effects.inbox = append(b.effects.inbox, verdictMessage(e.From, e.Session, wire.Verdict{
+		ID: e.Handoff, Effect: e.Result.Effect, Reasons: e.Result.Reasons, Entry: &index,
+	}))
+	return true, nil
+}
+
+func (r *result) mutable(b *batch, h *handoff) *wire.Error {
+	if h == nil || h.grant == nil {
+		return wire.Refuse(wire.CodeSessionClosed, "the session of this task is over")
+	}
+	switch {
+	case h.lost[r.key]:
+		return wire.Refuse(wire.CodeSuperseded, "another process took this task over; its result counts")
+	case h.result != nil && h.result.token == r.token:
+		return nil
+	case h.result != nil:
+		return wire.Refuse(wire.CodeResultConflict, "another result was accepted first")
+	case r.repeat || b.used(r.claim.ID):
+		return wire.Refuse(wire.CodeIDConflict, "the result token's ID was used for something else; make a new one")
+	case h.session.over != "":
+		return sessionOver(h.session)
+	case h.status == statusExpired || h.status == statusClaimed && b.seconds() >= h.grant.expires:
+		return wire.Refuse(wire.CodeExpired, "the task's lifetime ran out before its result")
+	case h.status != statusClaimed || h.grant.state == revoked:
+		return wire.Refuse(wire.CodeRevoked, "the task was revoked")
+	case h.grant.state == ended:
+		return wire.Refuse(wire.CodeParentEnded, "the task was handed on; its new holder gives the result")
+	}
+	return nil
+}
+
+// write records the result, and what it ends.
+func (r *result) write(b *batch, h *handoff) error {
+	g := h.grant
+	e := &entry.Entry{
+		Kind: entry.KindResult, Session: h.session.id, Handoff: h.id, From: h.to, To: r.facts.receiver, Grant: g.id,
+		Result: &entry.Result{
+			Token: r.token, Status: r.claim.Status, Effect: r.effect, Reasons: r.reasons, Labels: r.facts.labels,
+			BodyHash: r.claim.BodyHash, Decision: r.decision,
+		},
+	}
+	if target := h.answers(); target != nil {
+		e.Result.Answers = target.id
+	}
+	attach := func(rec *ledger.Record) {
+		if r.effect != wire.EffectDeny {
+			rec.Body = &ledger.Body{Salt: r.salt, Data: r.in.Body}
+		}
+	}
+	var below []wire.RevokedLink
+	if r.effect == wire.EffectAllow {
+		below = endedLinks(h)
+	}
+	if err := b.write(e, known{}, []string{r.claim.ID}, attach); err != nil {
+		return err
+	}
+	b.effects.revoked = append(b.effects.revoked, below...)
+	if r.effect == wire.EffectAllow {
+		r.effects(b, h)
+		return nil
+	}
+	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index)
+	b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
+		ID: h.id, Effect: r.effect, Reasons: r.reasons, Entry: &e.Index,
+	}))
+	return nil
+}
+
+// effects of an accepted result: a receipt to the worker, the result to the one who waits for it.
+func (r *result) effects(b *batch, h *handoff) {
+	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index)
+	if h.result.effect == wire.EffectAllow {
+		b.effects.inbox = append(b.effects.inbox, resultMessage(h, r.in.Body, r.trace))
+	}
+}
+
+// resultMessage carries a result to the sender of the handoff that it answers, or to the session's opener.
+func resultMessage(h *handoff, body []byte, trace string) wire.Outbound {
+	id, to := h.id, h.session.opener
+	if target := h.answers(); target != nil {
+		id, to = target.id, target.from
+	}
+	out := envelope(to, h.to, id, h.session.id, wire.KindResult, h.result.index)
+	out.Header[wire.HeaderStatus] = []string{h.result.claim.Status}
+	if h.result.claim.ContentType != "" {
+		out.Header[wire.HeaderContentType] = []string{h.result.claim.ContentType}
+	}
+	if trace != "" {
+		out.Header[wire.HeaderTraceparent] = []string{trace}
+	}
+	out.Body = body
+	return out
+}
+
+func (r *result) settle(err error) { r.g.settle(r.ctx, r.in, r.refusal, err) }
+
+func checkLabels(labels []string) *wire.Error {
+	if len(labels) > wire.MaxLabels {
+		return wire.Refuse(wire.CodeMalformed, "at most 64 labels")
+	}
+	for _, l := range labels {
+		if l == "" || len(l) > wire.MaxLabel {
+			return wire.Refuse(wire.CodeMalformed, "a label has 1 to 128 bytes")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,316 @@
+package governor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// proposal is something that wants to happen: an offer, a claim, a result, a revocation, a closing, an approval, an
+// activation, an expiry. Until its turn comes it has only been looked at.
+type proposal interface {
+	// sequence checks every mutable fact against the state, which includes the earlier proposals of the same batch, and
+	// writes the entries it leads to: none for a repeat or a refusal that is not recorded. It runs alone.
+	sequence(b *batch) error
+	// settle is called once, after the batch is durable and its effects are out (err is nil), or when either failed:
+	// then nothing was promised, and the same may be proposed again.
+	settle(err error)
+}
+
+// batch is what one commit makes durable, and what may leave after it.
+type batch struct {
+	st      *State
+	log     string
+	now     int64 // Unix milliseconds; one reading, never before the newest entry
+	judge   Judge
+	next    uint64
+	records []ledger.Record
+	members []proposal
+	effects effects
+}
+
+// seconds is the batch's time as tokens count it.
+func (b *batch) seconds() int64 { return b.now / 1000 }
+
+// used tells whether an ID is used up by the sessions in memory, this batch included.
+func (b *batch) used(id string) bool {
+	_, used := b.st.used[id]
+	return used
+}
+
+// effects leave after the commit, in this order.
+type effects struct {
+	revoked  []wire.RevokedLink
+	inbox    []wire.Outbound
+	owner    []int                     // of each inbox message, the member it belongs to
+	receipts map[string][]wire.Receipt // by agent
+}
+
+func (x *effects) receipt(agent, id string, index uint64) {
+	if x.receipts == nil {
+		x.receipts = map[string][]wire.Receipt{}
+	}
+	x.receipts[agent] = append(x.receipts[agent], wire.Receipt{ID: id, Index: index})
+}
+
+// write makes e the batch's next entry and the state's newest. ids are those that e uses up, for ever.
+func (b *batch) write(e *entry.Entry, k known, ids []string, attach func(*ledger.Record)) error {
+	e.Version, e.Log, e.Index, e.Time = entry.Version, b.log, b.st.next, b.now
+	e.Prev = b.st.prev(e)
+	encoded, err := e.Encode()
+	if err != nil {
+		return fmt.Errorf("encoding an entry: %w", err)
+	}
+	record := ledger.Record{Entry: encoded, IDs: ids, Session: e.Session}
+	if attach != nil {
+		attach(&record)
+	}
+	if err := b.st.apply(e, k); err != nil {
+		return err
+	}
+	b.records = append(b.records, record)
+	return nil
+}
+
+// maxBatch bounds how many proposals share a commit: enough to spread an fsync thin, few enough that the first need not
+// wait long for the last.
+const maxBatch = 256
+
+// sequence is the one order of everything. It runs until ctx ends, and closes its output then.
+//
+// The state runs ahead of the disk by the batches that are not committed yet. Should a commit fail, the state is built
+// again from the ledger, as after a crash, and every batch that stood on the failed one is refused with it.
+func (g *Governor) sequence(ctx context.Context, out chan<- *batch) {
+	defer close(out)
+	for {
+		var first []proposal
+		select {
+		case <-ctx.Done():
+			g.refuseQueued(context.Cause(ctx))
+			return
+		case first = <-g.proposals:
+		}
+		members := first
+	gather:
+		for len(members) < maxBatch {
+			select {
+			case more := <-g.proposals:
+				members = append(members, more...)
+			default:
+				break gather
+			}
+		}
+		b, err := g.order(members)
+		if err == nil {
+			err = g.record(ctx, b)
+		}
+		if err != nil {
+			g.log.ErrorContext(ctx, "nothing of this batch was decided", "proposals", len(members), "err", err)
+			for _, p := range members {
+				p.settle(fmt.Errorf("%w: %w", errUndecided, err))
+			}
+			g.recoverState(ctx)
+			continue
+		}
+		out <- b
+	}
+}
+
+// errUndecided wraps whatever kept a batch from being written: infrastructure, never a verdict.
+var errUndecided = errors.New("nothing was decided")
+
+// order runs the proposals one after another against the state.
+func (g *Governor) order(members []proposal) (*batch, error) {
+	reading := g.cfg.Now().UnixMilli()
+	g.state.mu.Lock()
+	defer g.state.mu.Unlock()
+	if behind := g.state.clock - reading; behind > maxClockBehind.Milliseconds() {
+		return nil, fmt.Errorf("the clock is %s behind the ledger's newest entry", time.Duration(behind)*time.Millisecond)
+	}
+	b := &batch{
+		st: g.state, log: g.cfg.LogName, now: max(reading, g.state.clock), judge: g.cfg.Policy.Current(), next: g.state.next,
+		members: members,
+	}
+	for i, p := range members {
+		if err := p.sequence(b); err != nil {
+			return nil, err
+		}
+		for len(b.effects.owner) < len(b.effects.inbox) {
+			b.effects.owner = append(b.effects.owner, i)
+		}
+	}
+	return b, nil
+}
+
+// maxClockBehind is how far the clock may fall back before the governor stops deciding: as much as tokens allow for skew.
+const maxClockBehind = 30 * time.Second
+
+// record makes the batch durable with one fsync.
+func (g *Governor) record(ctx context.Context, b *batch) error {
+	if len(b.records) == 0 {
+		return nil
+	}
+	// A commit that has begun is not abandoned: its outcome would be unknown.
+	return g.cfg.Log.Append(context.WithoutCancel(ctx), b.next, b.records)
+}
+
+// deliver lets the effects of durable batches out, in their order, and settles them.
+func (g *Governor) deliver(ctx context.Context, in <-chan *batch) {
+	for b := range in {
+		failed := g.release(context.WithoutCancel(ctx), b)
+		for i, p := range b.members {
+			p.settle(failed(i))
+		}
+	}
+}
+
+// release sends what a durable batch leads to: revocations before anything that could race them, then inboxes, then
+// receipts. What fails here is durable all the same, and goes out again when the sender repeats or the governor
+// restarts. It returns what became of each member.
+func (g *Governor) release(ctx context.Context, b *batch) (failed func(member int) error) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	all := func(doing string, err error) func(int) error {
+		g.log.ErrorContext(ctx, "effects of a durable batch did not get out; they go again when asked for", "doing", doing,
+			"first", b.next, "entries", len(b.records), "err", err)
+		return func(int) error { return fmt.Errorf("%s: %w", doing, err) }
+	}
+	if len(b.effects.revoked) > 0 {
+		if err := g.feed.revoke(b.effects.revoked); err != nil {
+			return all("publishing revocations", err)
+		}
+	}
+	undelivered := map[int]error{}
+	if len(b.effects.inbox) > 0 {
+		err := g.cfg.Bus.Deliver(ctx, b.effects.inbox)
+		some, ok := errors.AsType[*wire.UndeliveredError](err)
+		if err != nil && !ok {
+			return all("filling inboxes", err)
+		}
+		if ok {
+			b.undelivered(some, undelivered)
+			g.log.WarnContext(ctx, "some inbox messages could not be stored", "messages", len(some.Failed), "err", err)
+		}
+	}
+	for agent, entries := range b.effects.receipts {
+		if err := g.receipt(agent, entries); err != nil {
+			return all("publishing receipts", err)
+		}
+	}
+	return func(i int) error { return undelivered[i] }
+}
+
+// undelivered finds the members that must try again. A verdict for an agent that lets its own inbox run full is lost to
+// nobody but that agent, and must not come again for ever.
+func (b *batch) undelivered(e *wire.UndeliveredError, into map[int]error) {
+	for i, err := range e.Failed {
+		full := errors.Is(err, &wire.Error{Code: wire.CodeInboxFull})
+		if full && b.effects.inbox[i].Header[wire.HeaderKind][0] == wire.KindVerdict {
+			continue
+		}
+		into[b.effects.owner[i]] = err
+	}
+}
+
+const releaseTimeout = 10 * time.Second
+
+// recoverState builds the state again from the ledger, after a commit failed and at the start.
+func (g *Governor) recoverState(ctx context.Context) {
+	for {
+		err := g.rebuild(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		g.log.ErrorContext(ctx, "cannot read the ledger back; trying again", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// rebuild replays the ledger into a fresh state.
+func (g *Governor) rebuild(ctx context.Context) error {
+	fresh := newState(g.cfg.Keys, g.profile)
+	for i := range g.cfg.Log.Size() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		encoded, err := g.cfg.Log.Entry(i)
+		if err != nil {
+			return err
+		}
+		e, err := entry.Decode(encoded)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+		if err := fresh.apply(e, known{}); err != nil {
+			return err
+		}
+		if e.Kind == entry.KindClosed || e.Kind == entry.KindRevoked {
+			fresh.sweep(g.cfg.Now().Unix())
+		}
+	}
+	g.state.replace(fresh)
+	return nil
+}
+
+// refuseQueued settles what no batch will take any more.
+func (g *Governor) refuseQueued(cause error) {
+	for {
+		select {
+		case queued := <-g.proposals:
+			for _, p := range queued {
+				p.settle(fmt.Errorf("%w: %w", errUndecided, cause))
+			}
+		default:
+			return
+		}
+	}
+}
+
+// propose queues proposals that must keep their order, and reports whether they were taken.
+func (g *Governor) propose(ctx context.Context, ps ...proposal) bool {
+	select {
+	case g.proposals <- ps:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// do proposes one thing and waits until it is settled.
+func (g *Governor) do(ctx context.Context, sequence func(*batch) error) error {
+	s := &step{run: sequence, done: make(chan error, 1)}
+	if !g.propose(ctx, s) {
+		return fmt.Errorf("%w: %w", errUndecided, context.Cause(ctx))
+	}
+	select {
+	case err := <-s.done:
+		return err
+	case <-g.stopped:
+		return fmt.Errorf("%w: the governor is stopping", errUndecided)
+	}
+}
+
+// step is a proposal that somebody waits for.
+type step struct {
+	run  func(*batch) error
+	done chan error
+}
+
+func (s *step) sequence(b *batch) error { return s.run(b) }
+func (s *step) settle(err error)        { s.done <- err }
+
+// logOffer is the one line that an offer leaves in the operator's log.
+func (g *Governor) logOffer(ctx context.Context, o *offer) {
+	g.log.LogAttrs(ctx, slog.LevelInfo, "offer", slog.String("id", o.id), slog.String("from", o.in.Sender),
+		slog.String("to", o.in.To), slog.String("session", o.in.Session), slog.String("effect", o.effect))
+}

@@ -1,0 +1,707 @@
+package governor
+
+import (
+	"container/heap"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// State is what is true now: the sessions that are not over, and everything in them. It is derived from the entries
+// alone, by apply, and from nothing else, so that a restart ends up with the same state.
+//
+// The sequencer writes it under mu; everybody else reads it under mu.RLock, and copies what it needs.
+type State struct {
+	mu sync.RWMutex
+
+	next   uint64 // index of the next entry
+	clock  int64  // time of the newest entry, Unix milliseconds
+	bundle string // digest of the bundle in force
+
+	sessions map[string]*session
+	handoffs map[string]*handoff    // by ID
+	grants   map[[32]byte]*grant    // by hash of the link's signing input
+	byID     map[string]*grant      // by the link's jti
+	holders  map[string]string      // thumbprint of a live grant's key → agent
+	sender   map[string]uint64      // agent → newest entry it sent
+	receiver map[string]uint64      // agent → newest entry to it
+	open     map[string]int         // agent → handoffs admitted for it, without a result
+	used     map[string]uint64      // every ID of these sessions → its entry
+	held     map[uint64]*heldRecord // index of a held decision → what waits
+	expiries expiries               // what to end when, soonest first
+
+	keys    *Keys
+	profile *profile.Profile
+}
+
+func newState(keys *Keys, p *profile.Profile) *State {
+	return &State{
+		keys:     keys,
+		profile:  p,
+		sessions: map[string]*session{},
+		handoffs: map[string]*handoff{},
+		grants:   map[[32]byte]*grant{},
+		byID:     map[string]*grant{},
+		holders:  map[string]string{},
+		sender:   map[string]uint64{},
+		receiver: map[string]uint64{},
+		open:     map[string]int{},
+		used:     map[string]uint64{},
+		held:     map[uint64]*heldRecord{},
+	}
+}
+
+// session is one bounded security transaction.
+type session struct {
+	id        string
+	opener    string
+	principal wire.Principal
+	root      *grant
+	openedAt  int64 // Unix seconds
+	expires   int64 // Unix seconds
+	maxHops   int
+	budget    *wire.Budget
+	over      string // "" while open, else why: closed | expired | revoked
+	admitted  int
+	decided   int
+	denied    int
+	newest    uint64
+	handoffs  []*handoff
+	grants    []*grant
+	results   []string // IDs of result tokens
+}
+
+// status of a handoff.
+type status string
+
+const (
+	statusDenied    status = "denied"
+	statusHeld      status = "held"
+	statusAdmitted  status = "admitted"
+	statusClaimed   status = "claimed"
+	statusCompleted status = "completed"
+	statusFailed    status = "failed"
+	statusRevoked   status = "revoked"
+	statusExpired   status = "expired"
+)
+
+// handoff is one task on its way.
+type handoff struct {
+	id        string
+	session   *session
+	from, to  string
+	parent    *grant            // the grant it was offered under
+	token     string            // the offer link, compact
+	offer     *profile.Link     // nil where the offer was denied and is no valid link
+	claim     wire.HandoffClaim // of the offer link
+	granted   aat.Tools
+	labels    []string
+	expires   int64 // Unix seconds: last moment of the work
+	deadline  int64 // Unix seconds: last moment to claim
+	maxDepth  int
+	status    status
+	reasons   []wire.Reason
+	decided   uint64          // the entry that holds its body
+	newest    uint64          // the entry that made its status
+	grant     *grant          // the current one, once claimed
+	lost      map[string]bool // thumbprints of keys that were superseded
+	leased    int64           // Unix milliseconds until which the grant's process is protected from take-over
+	result    *resultRecord
+	approvals []string // who approved it
+}
+
+func (h *handoff) mode() string { return h.claim.Mode }
+
+// done tells whether nothing more can come of the handoff at the time now (Unix seconds).
+func (h *handoff) done(now int64) bool {
+	switch h.status {
+	case statusAdmitted:
+		return now > h.deadline || now >= h.expires
+	case statusHeld:
+		return now >= h.expires
+	case statusClaimed:
+		return now >= h.expires
+	default:
+		return true
+	}
+}
+
+// resultRecord is a result that was accepted or is held.
+type resultRecord struct {
+	index  uint64 // of the entry that accepted it
+	body   uint64 // of the entry that it came with
+	token  string
+	effect string
+	claim  wire.ResultToken
+	labels []string
+}
+
+// grantState tells what may still be done with a grant.
+type grantState uint8
+
+const (
+	live    grantState = iota
+	ended              // not as a leaf, and it parents no new claim; what was handed on lives
+	revoked            // nothing through it
+)
+
+// grant is authority held by one agent process for one task.
+type grant struct {
+	id       string // jti
+	agent    string
+	session  *session
+	handoff  *handoff // nil for a root
+	parent   *grant   // the grant the handoff was offered under; nil for a root
+	link     *profile.Link
+	token    func() (string, error) // the link, compact; a claim link is signed at first use
+	key      string                 // thumbprint of the holder's key
+	labels   []string               // of its link, and of the results delivered to it
+	state    grantState
+	expires  int64 // Unix seconds
+	hops     int   // handoffs between the root and this
+	newest   uint64
+	children []*handoff // admitted or held under it
+}
+
+// usable tells why the grant may not act as a leaf or parent at the time now (Unix seconds), or nil.
+func (g *grant) usable(now int64) *wire.Error {
+	for a := g; a != nil; a = a.parent {
+		if a.state == revoked {
+			return wire.Refuse(wire.CodeParentRevoked, "this grant was revoked, or one above it; open another session")
+		}
+	}
+	switch {
+	case g.session.over != "":
+		return sessionOver(g.session)
+	case now >= g.session.expires:
+		return wire.Refuse(wire.CodeSessionExpired, "the session has expired; open another with a longer ttl")
+	case g.state == ended:
+		return wire.Refuse(wire.CodeParentEnded, "this grant ended with its task; act under one that is live")
+	case now >= g.expires:
+		return wire.Refuse(wire.CodeExpired, "this grant has expired; ask for a longer lifetime when it is offered")
+	}
+	return nil
+}
+
+func sessionOver(s *session) *wire.Error {
+	if s.over == "expired" {
+		return wire.Refuse(wire.CodeSessionExpired, "the session has expired; open another with a longer ttl")
+	}
+	return wire.Refuse(wire.CodeSessionClosed, "the session is closed; open another")
+}
+
+// delegating tells whether the grant awaits results at the time now.
+func (g *grant) delegating(now int64) bool {
+	for _, h := range g.children {
+		if h.mode() == wire.ModeDelegate && !h.done(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// chain lists the grants from the root to g.
+func (g *grant) chain() []*grant {
+	out := make([]*grant, 0, g.hops+1)
+	for a := g; a != nil; a = a.parent {
+		out = append(out, a)
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// compact lists the links of a chain, as a holder presents them.
+func compact(chain []*grant) ([]string, error) {
+	var out []string
+	for _, g := range chain {
+		if g.handoff != nil {
+			out = append(out, g.handoff.token)
+		}
+		token, err := g.token()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, token)
+	}
+	return out, nil
+}
+
+// heldRecord is what waits for a person.
+type heldRecord struct {
+	handoff *handoff
+	stage   string
+}
+
+// reasonExpired is the reason of a closing or revocation that only time brought about.
+const reasonExpired = "expired"
+
+// known carries what the path has parsed already into apply, which would otherwise parse it from the entry. It never
+// holds anything that the entry does not determine.
+type known struct {
+	offer   *profile.Link      // of a decided offer that verified
+	handoff *wire.HandoffClaim // of a decided offer
+	claim   *profile.Link      // of a claim
+}
+
+// apply makes e true. It must not fail on an entry that the governor wrote, and it looks at nothing but e, what e
+// determines, and the state that the entries before it made.
+func (st *State) apply(e *entry.Entry, k known) error {
+	if e.Index != st.next {
+		return fmt.Errorf("entry %d where %d was expected", e.Index, st.next)
+	}
+	var err error
+	switch e.Kind {
+	case entry.KindSession:
+		err = st.applyOpened(e)
+	case entry.KindClosed:
+		err = st.applyClosed(e)
+	case entry.KindDecided:
+		err = st.applyDecided(e, e.Decided, k)
+	case entry.KindApproved:
+		err = st.applyApproved(e, k)
+	case entry.KindClaimed:
+		err = st.applyClaimed(e, k)
+	case entry.KindResult:
+		err = st.applyResult(e)
+	case entry.KindRevoked:
+		err = st.applyRevoked(e)
+	case entry.KindRejudged, entry.KindQuarantined:
+		// What a re-judgement did to a grant is in the entries that follow it.
+	case entry.KindBundle:
+		st.bundle = e.Bundle.Digest
+	default:
+		err = fmt.Errorf("unknown kind %q", e.Kind)
+	}
+	if err != nil {
+		return fmt.Errorf("applying entry %d (%s): %w", e.Index, e.Kind, err)
+	}
+	st.next = e.Index + 1
+	st.clock = e.Time
+	if e.From != "" {
+		st.sender[e.From] = e.Index
+	}
+	if e.To != "" {
+		st.receiver[e.To] = e.Index
+	}
+	if s := st.sessions[e.Session]; s != nil {
+		s.newest = e.Index
+	}
+	if g := st.byID[e.Grant]; g != nil {
+		g.newest = e.Index
+	}
+	return nil
+}
+
+func (st *State) applyOpened(e *entry.Entry) error {
+	o := e.Opened
+	link, err := st.restore(nil, o.Root)
+	if err != nil {
+		return err
+	}
+	claims := link.Claims
+	s := &session{
+		id: e.Session, opener: o.Opener, principal: o.Principal, openedAt: claims.IssuedAt, expires: claims.ExpiresAt,
+		maxHops: o.MaxHops, budget: o.Budget,
+	}
+	s.root = &grant{
+		id: claims.ID, agent: o.Opener, session: s, link: link, token: func() (string, error) { return o.Root, nil },
+		key: claims.Holder.Thumbprint(), labels: o.Labels, expires: claims.ExpiresAt,
+	}
+	st.sessions[s.id] = s
+	st.used[s.id] = e.Index
+	st.addGrant(s.root)
+	heap.Push(&st.expiries, expiry{at: s.expires, session: s})
+	return nil
+}
+
+func (st *State) addGrant(g *grant) {
+	g.session.grants = append(g.session.grants, g)
+	st.grants[g.link.Hash] = g
+	st.byID[g.id] = g
+	st.holders[g.key] = g.agent
+}
+
+func (st *State) applyClosed(e *entry.Entry) error {
+	s := st.sessions[e.Session]
+	if s == nil {
+		return fmt.Errorf("no such session")
+	}
+	s.over = "closed"
+	if e.Closed.Reason == reasonExpired {
+		s.over = "expired"
+	}
+	st.revokeBelow(s.root)
+	return nil
+}
+
+// revokeBelow revokes g and everything that was handed on from it.
+func (st *State) revokeBelow(g *grant) {
+	g.state = revoked
+	delete(st.holders, g.key)
+	for _, h := range g.children {
+		st.revokeHandoff(h)
+	}
+}
+
+func (st *State) revokeHandoff(h *handoff) {
+	if h.grant != nil {
+		st.revokeBelow(h.grant)
+	}
+	switch h.status {
+	case statusAdmitted, statusHeld, statusClaimed:
+		st.setStatus(h, statusRevoked)
+	}
+}
+
+// setStatus keeps the receivers' counts of open handoffs.
+func (st *State) setStatus(h *handoff, to status) {
+	was, is := openStatus(h.status), openStatus(to)
+	h.status = to
+	switch {
+	case is && !was:
+		st.open[h.to]++
+	case was && !is:
+		if st.open[h.to]--; st.open[h.to] == 0 {
+			delete(st.open, h.to)
+		}
+	}
+}
+
+func openStatus(s status) bool { return s == statusAdmitted || s == statusClaimed || s == statusHeld }
+
+func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
+	if d.Stage == entry.StageClaim {
+		h := st.handoffs[e.Handoff]
+		if h == nil {
+			return fmt.Errorf("no handoff %s", e.Handoff)
+		}
+		h.newest = e.Index
+		h.reasons = d.Reasons
+		if d.Effect == wire.EffectHold {
+			st.setStatus(h, statusHeld)
+			st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageClaim}
+		} else {
+			st.setStatus(h, statusDenied)
+		}
+		return nil
+	}
+	s := st.sessions[e.Session]
+	parent := st.byID[e.Grant]
+	if s == nil || parent == nil {
+		return fmt.Errorf("no session %s or grant %s", e.Session, e.Grant)
+	}
+	h := st.handoffs[e.Handoff]
+	if h == nil {
+		if k.handoff == nil {
+			p, err := peek(d.Offer)
+			if err != nil {
+				return err
+			}
+			k.handoff = &p.Claim
+			if k.offer, err = st.restore(parent.link, d.Offer); err != nil && d.Effect != wire.EffectDeny {
+				return err
+			}
+		}
+		h = &handoff{
+			id: e.Handoff, session: s, from: e.From, to: e.To, parent: parent, token: d.Offer, offer: k.offer, claim: *k.handoff,
+			decided: e.Index,
+		}
+		st.handoffs[h.id] = h
+		st.used[h.id] = e.Index
+		s.handoffs = append(s.handoffs, h)
+		s.decided++
+	}
+	h.granted, h.labels, h.expires, h.deadline = d.Granted, d.Labels, d.Expires, d.Deadline
+	h.maxDepth, h.reasons, h.newest = d.MaxDepth, d.Reasons, e.Index
+	switch d.Effect {
+	case wire.EffectAllow:
+		if h.status != statusHeld {
+			parent.children = append(parent.children, h)
+		}
+		s.admitted++
+		st.setStatus(h, statusAdmitted)
+		heap.Push(&st.expiries, expiry{at: min(h.deadline, h.expires), handoff: h})
+	case wire.EffectHold:
+		parent.children = append(parent.children, h)
+		st.setStatus(h, statusHeld)
+		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageOffer}
+		heap.Push(&st.expiries, expiry{at: min(h.deadline, h.expires), handoff: h})
+	default:
+		s.denied++
+		st.setStatus(h, statusDenied)
+	}
+	return nil
+}
+
+func (st *State) applyApproved(e *entry.Entry, k known) error {
+	rec := st.held[e.Approved.Of]
+	if rec == nil {
+		return fmt.Errorf("entry %d holds nothing", e.Approved.Of)
+	}
+	delete(st.held, e.Approved.Of)
+	h := rec.handoff
+	h.newest = e.Index
+	if e.Approved.Approve {
+		h.approvals = append(h.approvals, e.Approved.By)
+	}
+	switch {
+	case !e.Approved.Approve || e.Approved.Decided == nil || e.Approved.Decided.Effect == wire.EffectDeny:
+		if rec.stage == entry.StageResult {
+			h.result = nil
+			return nil
+		}
+		if e.Approved.Decided != nil {
+			h.reasons = e.Approved.Decided.Reasons
+		}
+		st.setStatus(h, statusDenied)
+	case rec.stage == entry.StageOffer:
+		return st.applyDecided(e, e.Approved.Decided, k)
+	case rec.stage == entry.StageClaim:
+		st.setStatus(h, statusAdmitted)
+	case rec.stage == entry.StageResult:
+		st.accept(h, e.Index, h.result)
+	}
+	return nil
+}
+
+func (st *State) applyClaimed(e *entry.Entry, k known) error {
+	h := st.handoffs[e.Handoff]
+	if h == nil {
+		return fmt.Errorf("no handoff %s", e.Handoff)
+	}
+	c := e.Claimed
+	link := k.claim
+	if link == nil {
+		var err error
+		if link, err = st.restorePayload(h.offer, c.Payload); err != nil {
+			return err
+		}
+	}
+	if old := h.grant; old != nil {
+		if h.lost == nil {
+			h.lost = map[string]bool{}
+		}
+		h.lost[old.key] = true
+		st.revokeBelow(old)
+	}
+	g := &grant{
+		id: link.Claims.ID, agent: h.to, session: h.session, handoff: h, parent: h.parent, link: link,
+		token: signedOnce(link.Link, st.keys.signer(c.Governor)), key: link.Claims.Holder.Thumbprint(), labels: c.Labels,
+		expires: link.Claims.ExpiresAt, hops: h.parent.hops + 1,
+	}
+	st.addGrant(g)
+	st.used[g.id] = e.Index
+	h.grant = g
+	h.newest = e.Index
+	h.leased = e.Time + wire.Lease*1000
+	st.setStatus(h, statusClaimed)
+	heap.Push(&st.expiries, expiry{at: g.expires, handoff: h})
+	if c.Ends != "" {
+		st.end(h.parent)
+	}
+	return nil
+}
+
+// end ends g: what was handed on from it lives.
+func (st *State) end(g *grant) {
+	if g.state == live {
+		g.state = ended
+		delete(st.holders, g.key)
+	}
+}
+
+func (st *State) applyResult(e *entry.Entry) error {
+	h := st.handoffs[e.Handoff]
+	if h == nil {
+		return fmt.Errorf("no handoff %s", e.Handoff)
+	}
+	r := e.Result
+	claim, err := peekResult(r.Token)
+	if err != nil {
+		return err
+	}
+	h.session.results = append(h.session.results, claim.ID)
+	st.used[claim.ID] = e.Index
+	if r.Effect == wire.EffectDeny {
+		return nil
+	}
+	h.result = &resultRecord{index: e.Index, body: e.Index, token: r.Token, effect: r.Effect, claim: claim, labels: r.Labels}
+	if r.Effect == wire.EffectHold {
+		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageResult}
+		return nil
+	}
+	st.accept(h, e.Index, h.result)
+	return nil
+}
+
+// accept ends the work on h: what is below is revoked, then the grant ends, and with it every transfer that led to it.
+func (st *State) accept(h *handoff, index uint64, r *resultRecord) {
+	r.effect, r.index = wire.EffectAllow, index
+	to := statusCompleted
+	if r.claim.Status == wire.StatusFailed {
+		to = statusFailed
+	}
+	for _, c := range h.grant.children {
+		st.revokeHandoff(c)
+	}
+	st.end(h.grant)
+	target := h.answers()
+	for t := h; t != nil; t = t.parent.handoff {
+		t.newest = index
+		t.result = r
+		st.setStatus(t, to)
+		if t == target {
+			break
+		}
+	}
+	if target != nil {
+		target.parent.labels = union(target.parent.labels, r.labels)
+	} else {
+		h.session.root.labels = union(h.session.root.labels, r.labels)
+	}
+}
+
+// answers is the handoff that a result of h answers: h itself where it was delegated, else the nearest above that was;
+// nil where only transfers lead from the session's opener.
+func (h *handoff) answers() *handoff {
+	for t := h; t != nil; t = t.parent.handoff {
+		if t.mode() != wire.ModeTransfer {
+			return t
+		}
+	}
+	return nil
+}
+
+func (st *State) applyRevoked(e *entry.Entry) error {
+	if e.Handoff != "" && e.Grant == "" {
+		h := st.handoffs[e.Handoff]
+		if h == nil {
+			return fmt.Errorf("no handoff %s", e.Handoff)
+		}
+		h.newest = e.Index
+		st.revokeHandoff(h)
+		if e.Revoked.Reason == reasonExpired {
+			h.status = statusExpired
+		}
+		return nil
+	}
+	g := st.byID[e.Grant]
+	if g == nil {
+		return fmt.Errorf("no grant %s", e.Grant)
+	}
+	st.revokeBelow(g)
+	if g.handoff == nil {
+		g.session.over = "revoked"
+	} else if g.handoff.grant == g {
+		st.revokeHandoff(g.handoff)
+	}
+	return nil
+}
+
+// forget drops a session that is over from memory, once nothing that the feed must still name is in it.
+func (st *State) forget(s *session) {
+	for _, h := range s.handoffs {
+		if openStatus(h.status) {
+			st.setStatus(h, statusRevoked)
+		}
+		delete(st.handoffs, h.id)
+		delete(st.used, h.id)
+		maps.DeleteFunc(st.held, func(_ uint64, r *heldRecord) bool { return r.handoff == h })
+	}
+	for _, g := range s.grants {
+		delete(st.grants, g.link.Hash)
+		delete(st.byID, g.id)
+		delete(st.used, g.id)
+		if st.holders[g.key] == g.agent {
+			delete(st.holders, g.key)
+		}
+	}
+	for _, id := range s.results {
+		delete(st.used, id)
+	}
+	delete(st.sessions, s.id)
+}
+
+// sweep forgets the sessions whose links have all expired, with time to spare for the clocks of others, at the time now
+// (Unix seconds).
+func (st *State) sweep(now int64) {
+	for _, s := range st.sessions {
+		if s.over != "" && s.expires+int64(2*maxClockBehind/time.Second) < now {
+			st.forget(s)
+		}
+	}
+}
+
+// due takes the next expiry that has come at the time now (Unix seconds).
+func (st *State) due(now int64) (expiry, bool) {
+	if len(st.expiries) == 0 || st.expiries[0].at > now {
+		return expiry{}, false
+	}
+	return heap.Pop(&st.expiries).(expiry), true
+}
+
+// replace makes fresh, which nobody else has seen, the state.
+func (st *State) replace(fresh *State) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.next, st.clock, st.bundle = fresh.next, fresh.clock, fresh.bundle
+	st.sessions, st.handoffs, st.grants, st.byID = fresh.sessions, fresh.handoffs, fresh.grants, fresh.byID
+	st.holders, st.sender, st.receiver, st.open = fresh.holders, fresh.sender, fresh.receiver, fresh.open
+	st.used, st.held, st.expiries = fresh.used, fresh.held, fresh.expiries
+}
+
+// prev points back from an entry that is about to be written.
+func (st *State) prev(e *entry.Entry) entry.Prev {
+	var p entry.Prev
+	if s := st.sessions[e.Session]; s != nil {
+		p.Session = new(s.newest)
+	}
+	if i, ok := st.sender[e.From]; ok && e.From != "" {
+		p.Sender = new(i)
+	}
+	if i, ok := st.receiver[e.To]; ok && e.To != "" {
+		p.Receiver = new(i)
+	}
+	if g := st.byID[e.Grant]; g != nil {
+		p.Grant = new(g.newest)
+	}
+	return p
+}
+
+// expiry is a moment at which something ends. Whether it has come is decided by comparison when its turn comes: the
+// handoff may have been claimed, answered or revoked meanwhile.
+type expiry struct {
+	at      int64 // Unix seconds
+	session *session
+	handoff *handoff
+}
+
+type expiries []expiry
+
+func (x expiries) Len() int           { return len(x) }
+func (x expiries) Less(i, j int) bool { return x[i].at < x[j].at }
+func (x expiries) Swap(i, j int)      { x[i], x[j] = x[j], x[i] }
+func (x *expiries) Push(v any)        { *x = append(*x, v.(expiry)) }
+func (x *expiries) Pop() any {
+	last := (*x)[len(*x)-1]
+	(*x)[len(*x)-1] = expiry{}
+	*x = (*x)[:len(*x)-1]
+	return last
+}
+
+// union is the sorted union of two sorted sets of labels.
+func union(a, b []string) []string {
+	if len(b) == 0 {
+		return a
+	}
+	out := slices.Concat(a, b)
+	slices.Sort(out)
+	return slices.Compact(out)
+}

@@ -1,0 +1,40 @@
+package wire
+
+import "github.com/go-json-experiment/json/jsontext"
+
+// OperatorRequest is the body of every operator's request; each verb reads the members that its comment names.
+type OperatorRequest struct {
+	Session string `json:"session,omitempty"` // session.close
+	Reason  string `json:"reason,omitempty"`  // session.close, revoke
+	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
+	From    uint64 `json:"from,omitempty"`    // chain.entries: the first index
+	Index   uint64 `json:"index,omitempty"`   // body, approve
+	Approve bool   `json:"approve,omitempty"` // approve: false turns it down
+	Digest  string `json:"digest,omitempty"`  // bundle
+	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
+}
+
+// OperatorResponse answers an [OperatorRequest]; session.close is answered with a [SessionStatus].
+type OperatorResponse struct {
+	Error      *Error           `json:"error,omitempty"`
+	Sessions   []SessionStatus  `json:"sessions,omitempty"`
+	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
+	Size       uint64           `json:"size,omitempty"`    // of the ledger
+	Checkpoint string           `json:"checkpoint,omitempty"`
+	Salt       []byte           `json:"salt,omitempty"`
+	Body       []byte           `json:"body,omitempty"`
+	Bundle     []byte           `json:"bundle,omitempty"`
+	Entry      uint64           `json:"entry,omitempty"`
+	Effect     string           `json:"effect,omitempty"`
+	Health     *Health          `json:"health,omitempty"`
+}
+
+// Health is what an operator should look at first.
+type Health struct {
+	Log      string `json:"log"`
+	Entries  uint64 `json:"entries"`
+	Bundle   string `json:"bundle"`
+	Sessions int    `json:"sessions"` // in memory: open, or over and not yet expired
+	Handoffs int    `json:"handoffs"`
+	Held     int    `json:"held"` // decisions that wait for approval
+}
