@@ -60,7 +60,8 @@ type Snapshot struct {
 // Compile makes a bundle ready to judge. It refuses, with [wire.CodeBundle] and OPA's own message, a bundle that does
 // not compile under the locked capabilities in strict mode, whose data is hidden by a rule, that lacks the entry point
 // decision, or that reports problems: the optional set data.handoff.problems says in sentences what is wrong with the
-// bundle's own data.
+// bundle's own data. Its input is {"data": [names of the data's members]}, since a rule cannot ask for all data without
+// asking for itself.
 func Compile(b *Bundle, cfg Config) (*Snapshot, error) {
 	s, err := compile(b, cfg)
 	if err != nil {
@@ -121,7 +122,10 @@ func compile(b *Bundle, cfg Config) (*Snapshot, error) {
 	if _, ok := s.queries[EntryDecision]; !ok {
 		return nil, errors.New("it has no rule decision in package handoff")
 	}
-	return s, s.problems(ctx)
+	if err := s.problems(ctx, data.(ast.Object)); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // newMemos keeps what builtins compile, as regular expressions, between evaluations; unbounded unless told.
@@ -154,13 +158,14 @@ const entryProblems = "problems"
 // compileTimeout is how long the bundle may look at its own data.
 const compileTimeout = 2 * time.Second
 
-func (s *Snapshot) problems(ctx context.Context) error {
+func (s *Snapshot) problems(ctx context.Context, data ast.Object) error {
 	query, ok := s.queries[entryProblems]
 	if !ok {
 		return nil
 	}
 	delete(s.queries, entryProblems)
-	found, err := s.ask(ctx, query, nil, compileTimeout)
+	input := ast.NewObject([2]*ast.Term{ast.StringTerm("data"), ast.ArrayTerm(data.Keys()...)})
+	found, err := s.ask(ctx, query, input, compileTimeout)
 	if err != nil {
 		return fmt.Errorf("looking for problems in its data: %w", err)
 	}

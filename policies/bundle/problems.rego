@@ -26,6 +26,8 @@ flat := {
 	"limits": {"session_ttl": "count", "grant_ttl": "count", "max_hops": "count", "handoffs": "count"},
 }
 
+known := object.keys(sections) | object.keys(flat) | {"home"}
+
 section["trust_domains"] := data.trust_domains
 
 section["principals"] := data.principals
@@ -50,6 +52,11 @@ section["approvals"] := data.approvals
 # title: Sentences about the data that must be put right
 problems contains "home must name the home trust domain" if not is_string(data.home)
 
+problems contains sprintf("%s is not a section", [name]) if {
+	some name in input.data
+	not name in known
+}
+
 problems contains sprintf("%s must be an object", [name]) if {
 	some name, value in section
 	not is_object(value)
@@ -65,7 +72,7 @@ problems contains sprintf("%s[%q].%s is not known or has the wrong type", [name,
 	some name, members in sections
 	some key, value in section[name]
 	some member, found in value
-	not has_type(found, members[member])
+	not has_type(found, object.get(members, member, "nothing"))
 }
 
 problems contains sprintf("%s[%q] is not known or has the wrong type", [name, member]) if {
