@@ -144,7 +144,7 @@ type Result struct {
 	Reasons  []wire.Reason `json:"reasons,omitempty"`
 	Labels   []string      `json:"labels,omitempty"`
 	BodyHash string        `json:"body_hash"`
-	Answers  string        `json:"answers,omitempty"` // the handoff whose sender receives it, or "" for the session's opener
+	Answers  string        `json:"answers,omitempty"` // the handoff whose sender receives it; none: the session's opener
 	Decision *Decision     `json:"decision,omitempty"`
 }
 
