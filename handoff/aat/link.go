@@ -22,7 +22,7 @@ const (
 type Link struct {
 	Claims Claims
 	// Compact is the token. It is "" for a link that was prepared and not signed: such a link can parent others, and
-	// cannot be presented.
+	// cannot be presented. Nor can one from [RestoreToken].
 	Compact string
 	// Payload is the signed JSON, byte for byte.
 	Payload []byte
@@ -33,6 +33,8 @@ type Link struct {
 	signer ed25519.PublicKey // a trust anchor's for a root, else the parent's holder
 	holder ed25519.PublicKey // nil in a Link that nobody checked
 	size   int               // bytes of all tokens from the root to here
+	// verified says that Compact's signature was checked, or made, here. Only such links can be presented.
+	verified bool
 }
 
 // HashString is Hash as par_hash and aat_hash spell it: base64url without padding.
@@ -103,23 +105,44 @@ func Restore(parent *Link, payload []byte) (*Link, error) {
 	return prepare(parent, payload, parent.holder)
 }
 
+// RestoreToken makes a link of a token that a [Verifier] accepted under this parent before, without its clock and without
+// the cost of its signature: for programs that read back what they recorded. A recorded root, which has no parent to
+// vouch for it, is verified again. Not every token has the header that [SignPayload] writes, so Restore on its payload
+// could give another hash.
+func RestoreToken(parent *Link, compact string) (*Link, error) {
+	if parent == nil || parent.holder == nil {
+		return nil, errUnchecked
+	}
+	token, err := jws.Parse(compact, TokenType, defaultTokenSize)
+	if err != nil {
+		return nil, refuseBecause("4a", parent.Claims.Depth+1, err)
+	}
+	l := &Link{
+		Compact: compact, Payload: token.Payload, Hash: sha256.Sum256([]byte(token.SigningInput)),
+		parent: parent, signer: parent.holder, size: parent.size + len(compact),
+	}
+	return l.complete()
+}
+
 func prepare(parent *Link, payload []byte, signer ed25519.PublicKey) (*Link, error) {
 	input := jws.SigningInput(TokenType, payload)
 	l := &Link{
 		Payload: payload, Hash: sha256.Sum256([]byte(input)), parent: parent, signer: signer,
 		size: len(input) + 1 + base64.RawURLEncoding.EncodedLen(ed25519.SignatureSize),
 	}
-	limits, at := &Verifier{}, 0
-	if parent != nil {
-		at = parent.Claims.Depth + 1
-	}
-	if err := limits.checkTokenSize(l.size, at); err != nil {
+	if err := new(Verifier).checkTokenSize(l.size, l.at()); err != nil {
 		return nil, err
 	}
 	if parent != nil {
 		l.size += parent.size
 	}
-	if err := limits.checkChainSize(l.size, at); err != nil {
+	return l.complete()
+}
+
+// complete fills in and checks what needs neither clock nor signature, under the limits the draft recommends.
+func (l *Link) complete() (*Link, error) {
+	limits := &Verifier{}
+	if err := limits.checkChainSize(l.size, l.at()); err != nil {
 		return nil, err
 	}
 	if err := limits.read(l, nil); err != nil {
@@ -129,6 +152,14 @@ func prepare(parent *Link, payload []byte, signer ed25519.PublicKey) (*Link, err
 		return nil, err
 	}
 	return l, nil
+}
+
+// at is the link's place in its chain, before its claims were read.
+func (l *Link) at() int {
+	if l.parent == nil {
+		return 0
+	}
+	return l.parent.Claims.Depth + 1
 }
 
 // Sign returns the link with its token. It refuses every key but the one that the link was prepared for.
@@ -144,7 +175,7 @@ func (l *Link) Sign(key ed25519.PrivateKey) (*Link, error) {
 		return nil, err
 	}
 	signed := *l
-	signed.Compact = compact
+	signed.Compact, signed.verified = compact, true
 	return &signed, nil
 }
 

@@ -169,7 +169,7 @@ func (v *Verifier) stillGood(links []*Link, now *instant) error {
 			step = '3'
 		}
 		switch {
-		case l == nil || l.holder == nil || l.Compact == "":
+		case l == nil || l.holder == nil || !l.verified:
 			return refuse(string(step)+"b", i, "the link was not verified")
 		case i == 0 && l.parent != nil, i > 0 && l.parent != links[i-1]:
 			return refuse("5", i, "the links are not one chain")

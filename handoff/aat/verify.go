@@ -229,7 +229,7 @@ func (v *Verifier) link(
 ) (*Link, error) {
 	l := &Link{
 		Compact: compact, Payload: token.Payload, Hash: sha256.Sum256([]byte(token.SigningInput)),
-		parent: parent, signer: signer, size: len(compact),
+		parent: parent, signer: signer, size: len(compact), verified: true,
 	}
 	if parent != nil {
 		l.size += parent.size
@@ -251,7 +251,7 @@ func (v *Verifier) read(l *Link, now *instant) error {
 		err = v.readRoot(l, m, now)
 	} else {
 		if err != nil {
-			return refuseBecause("4b", l.parent.Claims.Depth+1, err)
+			return refuseBecause("4b", l.at(), err)
 		}
 		err = v.readChild(l, m, now)
 	}
@@ -328,7 +328,7 @@ func (v *Verifier) readRoot(l *Link, m *members, now *instant) (err error) {
 
 func (v *Verifier) readChild(l *Link, m *members, now *instant) (err error) {
 	c, parent := &l.Claims, &l.parent.Claims
-	at := parent.Depth + 1
+	at := l.at()
 	deny := func(step, claim string, err error) error { return refuse(step, at, "%s: %v", claim, err) }
 
 	if c.ID, err = nonEmpty(m.jti); err != nil {
