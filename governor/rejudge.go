@@ -21,6 +21,7 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+err.Error())
 	}
 	err = g.do(ctx, func(b *batch) error {
+		before := b.judge
 		e := &entry.Entry{Kind: entry.KindBundle, Bundle: &entry.Bundle{Digest: judge.Digest(), By: by, Size: len(bundle)}}
 		err := b.write(e, known{}, nil, func(r *ledger.Record) {
 			r.Bundle = &ledger.Bundle{Digest: judge.Digest(), Bytes: bundle}
@@ -29,6 +30,9 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 			return err
 		}
 		index = e.Index
+		// In force from this entry on, so that every later one names it; not in force if this batch is not written.
+		b.undo = append(b.undo, func() { g.cfg.Policy.Activate(before) })
+		g.cfg.Policy.Activate(judge)
 		b.judge = judge
 		return g.rejudge(ctx, b)
 	})

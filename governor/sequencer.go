@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
@@ -33,6 +34,7 @@ type batch struct {
 	records []ledger.Record
 	members []proposal
 	effects effects
+	undo    []func() // of what is not in the state, should the batch fail
 }
 
 // seconds is the batch's time as tokens count it.
@@ -111,6 +113,9 @@ func (g *Governor) sequence(ctx context.Context, out chan<- *batch) {
 			err = g.record(ctx, b)
 		}
 		if err != nil {
+			for _, undo := range slices.Backward(b.undo) {
+				undo()
+			}
 			g.log.ErrorContext(ctx, "nothing of this batch was decided", "proposals", len(members), "err", err)
 			for _, p := range members {
 				p.settle(fmt.Errorf("%w: %w", errUndecided, err))
@@ -130,16 +135,16 @@ func (g *Governor) order(members []proposal) (*batch, error) {
 	reading := g.cfg.Now().UnixMilli()
 	g.state.mu.Lock()
 	defer g.state.mu.Unlock()
-	if behind := g.state.clock - reading; behind > maxClockBehind.Milliseconds() {
-		return nil, fmt.Errorf("the clock is %s behind the ledger's newest entry", time.Duration(behind)*time.Millisecond)
-	}
 	b := &batch{
 		st: g.state, log: g.cfg.LogName, now: max(reading, g.state.clock), judge: g.cfg.Policy.Current(), next: g.state.next,
 		members: members,
 	}
+	if behind := g.state.clock - reading; behind > maxClockBehind.Milliseconds() {
+		return b, fmt.Errorf("the clock is %s behind the ledger's newest entry", time.Duration(behind)*time.Millisecond)
+	}
 	for i, p := range members {
 		if err := p.sequence(b); err != nil {
-			return nil, err
+			return b, err
 		}
 		for len(b.effects.owner) < len(b.effects.inbox) {
 			b.effects.owner = append(b.effects.owner, i)

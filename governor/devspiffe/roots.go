@@ -54,13 +54,14 @@ func (k *signingKeys) usable(now time.Time) bool {
 // halfLife is when k's successor is made.
 func (k *signingKeys) halfLife() time.Time { return k.made().Add(k.cert.NotAfter.Sub(k.made()) / 2) }
 
-// roots is what the authority trusts and signs with from one moment to the next. It never changes.
+// roots is what the authority trusts and signs with from one change to the next. It never changes itself, and is a
+// function of the keys on disk and the time, so that a restart does not show.
 type roots struct {
-	keys        []*signingKeys // oldest first
+	keys        []*signingKeys // oldest first, as on disk
 	signer      *signingKeys
 	x509        *x509bundle.Bundle
 	jwt         *jwtbundle.Bundle
-	from, until time.Time // outside of it, [Authority.current] makes the next
+	from, until time.Time // between two changes; outside of it, [Authority.current] makes others
 }
 
 // current returns the roots for now. Roots are on disk before anyone sees them.
@@ -71,8 +72,8 @@ func (a *Authority) current() (*roots, error) {
 	if !now.Before(a.roots.from) && now.Before(a.roots.until) {
 		return a.roots, nil
 	}
-	keys := slices.DeleteFunc(slices.Clone(a.roots.keys), func(k *signingKeys) bool { return !now.Before(k.cert.NotAfter) })
-	var failure error
+	keys := a.roots.keys
+	var retry time.Time
 	if newest := newestUsable(keys, now); newest == nil || !now.Before(newest.halfLife()) {
 		grown, err := a.grow(keys, now)
 		switch {
@@ -81,15 +82,12 @@ func (a *Authority) current() (*roots, error) {
 		case newest == nil:
 			return nil, fmt.Errorf("development authority: making new root keys: %w", err)
 		default:
-			failure = err
+			retry = now.Add(retryRoots)
 			a.config.Logger.Error("development authority: the next root keys could not be written; the present ones"+
 				" go on", slog.Time("until", newest.cert.NotAfter), slog.Any("error", err))
 		}
 	}
-	a.roots = a.newRoots(keys, now)
-	if failure != nil {
-		a.roots.until = now.Add(retryRoots)
-	}
+	a.roots = a.newRoots(keys, now, retry)
 	return a.roots, nil
 }
 
@@ -103,12 +101,13 @@ func newestUsable(keys []*signingKeys, now time.Time) *signingKeys {
 	return nil
 }
 
-// grow adds a generation of keys and writes them all.
+// grow drops the keys that have ended, adds a generation, and writes them all.
 func (a *Authority) grow(keys []*signingKeys, now time.Time) ([]*signingKeys, error) {
 	next, err := newKeys(a.config.TrustDomain, now, a.config.AuthorityTTL)
 	if err != nil {
 		return nil, err
 	}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(k *signingKeys) bool { return !now.Before(k.cert.NotAfter) })
 	keys = append(keys, next)
 	sortKeys(keys)
 	if err := saveKeys(a.keysFile(), keys); err != nil {
@@ -118,24 +117,34 @@ func (a *Authority) grow(keys []*signingKeys, now time.Time) ([]*signingKeys, er
 	return keys, nil
 }
 
-// newRoots makes roots of keys, at least one of which is usable. The signer is the newest that everybody has heard of,
-// or the oldest where all are news.
-func (a *Authority) newRoots(keys []*signingKeys, now time.Time) *roots {
-	r := &roots{keys: keys, from: now.Add(-backdate), until: newestUsable(keys, now).halfLife()}
+// newRoots makes roots of keys, at least one of which is usable. The signer is the newest that has settled, so that
+// everybody has heard of it, while it lasts for a whole SVID. Where there is none (a first start, a long rest), there
+// is nothing better than the newest of all. They are looked at again by the time retry, unless it is zero.
+func (a *Authority) newRoots(keys []*signingKeys, now, retry time.Time) *roots {
+	newest := newestUsable(keys, now)
+	r := &roots{keys: keys, signer: newest, until: newest.halfLife()}
+	if !retry.IsZero() {
+		r.until = retry
+	}
 	settle := min(maxSettle, a.config.AuthorityTTL/10)
 	var certs []*x509.Certificate
 	jwtKeys := map[string]crypto.PublicKey{}
 	for _, k := range keys {
-		certs = append(certs, k.cert)
-		jwtKeys[k.jwtKID] = k.jwt.Public()
-		signs := k.made().Add(settle)
-		if now.Before(signs) {
-			r.until = earlier(r.until, signs)
+		if now.Before(k.cert.NotAfter) {
+			certs = append(certs, k.cert)
+			jwtKeys[k.jwtKID] = k.jwt.Public()
 		}
-		if k.usable(now) && (r.signer == nil || !now.Before(signs)) {
+		signs, lasts := k.made().Add(settle), k.cert.NotAfter.Add(-a.config.TTL)
+		if k.usable(now) && !now.Before(signs) && now.Before(lasts) {
 			r.signer = k
 		}
-		r.until = earlier(r.until, k.cert.NotAfter)
+		for _, change := range []time.Time{k.cert.NotBefore, signs, lasts, k.cert.NotAfter} {
+			if now.Before(change) {
+				r.until = earlier(r.until, change)
+			} else if change.After(r.from) {
+				r.from = change
+			}
+		}
 	}
 	r.x509 = x509bundle.FromX509Authorities(a.config.TrustDomain, certs)
 	r.jwt = jwtbundle.FromJWTAuthorities(a.config.TrustDomain, jwtKeys)
@@ -146,7 +155,7 @@ func sortKeys(keys []*signingKeys) {
 	slices.SortStableFunc(keys, func(a, b *signingKeys) int { return a.made().Compare(b.made()) })
 }
 
-// issueX509 makes an X.509-SVID (X509-SVID, section 4) that lives for ttl, or for as long as its root.
+// issueX509 makes an X.509-SVID (X509-SVID, section 4) that lives for ttl, within the life of its root.
 func (r *roots) issueX509(id spiffeid.ID, now time.Time, ttl time.Duration) (*x509svid.SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -155,7 +164,7 @@ func (r *roots) issueX509(id spiffeid.ID, now time.Time, ttl time.Duration) (*x5
 	cert, err := sign(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"Handoff Governor development"}},
 		URIs:                  []*url.URL{id.URL()},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             later(now.Add(-backdate), r.signer.cert.NotBefore),
 		NotAfter:              earlier(wholeSecond(now.Add(ttl)), r.signer.cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -324,6 +333,13 @@ func nextBlock(rest *[]byte, kind string) ([]byte, error) {
 
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
 		return b
 	}
 	return a

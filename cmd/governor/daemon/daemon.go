@@ -1,0 +1,384 @@
+// Package daemon plugs the rooms together: one data directory, one process, everything embedded.
+//
+// The data directory:
+//
+//	governor.json   trust domain and names; what a client must know to connect
+//	ledger.db       the record; its lock is the lock of the whole directory
+//	streams/        what has not been decided or fetched yet
+//	keys/           governor, issuer and log: three private keys, 0600
+//	ca/             the development Workload API: its roots
+//	ca/sock/        one socket per identity; holding it is holding the identity
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/handoff-governor/handoff-governor/governor"
+	"github.com/handoff-governor/handoff-governor/governor/devspiffe"
+	"github.com/handoff-governor/handoff-governor/governor/issuer"
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
+	"github.com/handoff-governor/handoff-governor/policies"
+	"github.com/handoff-governor/handoff-governor/streams"
+)
+
+// Config of a daemon. Only Dir must be there.
+type Config struct {
+	// Dir is the data directory; it is made with mode 0700.
+	Dir string
+	// TrustDomain is the home trust domain. Empty: the directory's, or handoff.local for a new one.
+	TrustDomain string
+	// Listen is host:port for NATS. Empty: 127.0.0.1:4222. Port 0 takes a free one.
+	Listen string
+	// Bundle is put in force at the start. Nil: the one in force before, or the default bundle.
+	Bundle *policies.Bundle
+	// Ceiling is the issuer's: the most that any root may hold. Nil: none.
+	Ceiling aat.Tools
+	// People are the keys of human principals, by name.
+	People map[string]aat.JWK
+	// SVIDTTL is the lifetime of X.509-SVIDs of the development Workload API. 0: an hour.
+	SVIDTTL time.Duration
+	// Logger hears what an operator must know. Nil: nobody does.
+	Logger *slog.Logger
+}
+
+// Endpoint is what a client must know to connect: the content of governor.json.
+type Endpoint struct {
+	TrustDomain string  `json:"trust_domain"`
+	Log         string  `json:"log"`
+	LogKey      string  `json:"log_key"` // note verifier key
+	Issuer      string  `json:"issuer"`
+	Governor    string  `json:"governor"`
+	IssuerKey   aat.JWK `json:"issuer_key"`
+	URL         string  `json:"url,omitempty"` // of the daemon that ran last
+	Sockets     string  `json:"sockets"`       // directory of the Workload API's sockets
+}
+
+// Daemon is a running governor with everything around it.
+type Daemon struct {
+	Endpoint Endpoint
+
+	authority *devspiffe.Authority
+	server    *streams.Server
+	ledger    *ledger.Ledger
+	home      spiffeid.TrustDomain
+	cancel    context.CancelCauseFunc
+	done      chan struct{}
+	err       error
+}
+
+const (
+	ledgerFile   = "ledger.db"
+	endpointFile = "governor.json"
+)
+
+// LedgerPath is where the ledger of a data directory lies.
+func LedgerPath(dir string) string { return filepath.Join(dir, ledgerFile) }
+
+// Start opens the data directory and serves. Stop it with Close.
+func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	var closers []func() error
+	defer func() {
+		if err != nil {
+			for i := len(closers) - 1; i >= 0; i-- {
+				err = errors.Join(err, closers[i]())
+			}
+		}
+	}()
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
+	}
+	d := &Daemon{done: make(chan struct{})}
+	if err := d.name(cfg); err != nil {
+		return nil, err
+	}
+
+	// The record comes first: its lock keeps a second daemon out of the directory.
+	keys, err := loadKeys(cfg.Dir, d.Endpoint.Log)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := note.NewSigner(keys.log)
+	if err != nil {
+		return nil, fmt.Errorf("the log's key: %w", err)
+	}
+	d.Endpoint.LogKey = keys.logVerifier
+	d.Endpoint.IssuerKey = aat.NewJWK(publicOf(keys.issuer))
+	if d.ledger, err = ledger.Open(LedgerPath(cfg.Dir), ledger.Config{LogName: d.Endpoint.Log, Signer: signer, Logger: cfg.Logger}); err != nil {
+		return nil, err
+	}
+	closers = append(closers, d.ledger.Close)
+
+	store, err := d.policy(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d.authority, err = devspiffe.New(devspiffe.Config{
+		Dir: filepath.Join(cfg.Dir, "ca"), TrustDomain: d.home, TTL: cfg.SVIDTTL, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, d.authority.Close)
+	if err := d.listen(ctx, cfg); err != nil {
+		return nil, err
+	}
+	closers = append(closers, d.server.Close)
+	root, err := issuer.New(issuer.Config{
+		URI: d.Endpoint.Issuer, Key: keys.issuer, Governor: d.Endpoint.Governor, Ceiling: cfg.Ceiling, People: cfg.People,
+	})
+	if err != nil {
+		return nil, err
+	}
+	governorKeys, err := governor.NewKeys(keys.governor)
+	if err != nil {
+		return nil, err
+	}
+	g, err := governor.New(ctx, governor.Config{
+		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store}, Issuer: root, Keys: governorKeys,
+		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
+		Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := d.saveEndpoint(cfg.Dir); err != nil {
+		return nil, err
+	}
+	running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	d.cancel = cancel
+	go func() {
+		defer close(d.done)
+		d.err = g.Run(running)
+	}()
+	return d, nil
+}
+
+// Done is closed when the governor has stopped, by itself or by Close.
+func (d *Daemon) Done() <-chan struct{} { return d.done }
+
+// Close drains: what was begun is finished, then the governor, the server, the Workload API and the ledger end, in that
+// order.
+func (d *Daemon) Close() error {
+	d.cancel(errors.New("the governor is stopping"))
+	<-d.done
+	return errors.Join(d.err, d.server.Close(), d.authority.Close(), d.ledger.Close())
+}
+
+// Socket makes an identity available through the Workload API, and returns the address for SPIFFE_ENDPOINT_SOCKET. Path
+// is that of the SPIFFE ID, as in /agent/planner.
+func (d *Daemon) Socket(path string) (string, error) {
+	id, err := spiffeid.FromPath(d.home, path)
+	if err != nil {
+		return "", err
+	}
+	return d.authority.Socket(id)
+}
+
+// Source is an identity for use in this very process.
+func (d *Daemon) Source(path string) (*devspiffe.Source, error) {
+	id, err := spiffeid.FromPath(d.home, path)
+	if err != nil {
+		return nil, err
+	}
+	return d.authority.Source(id)
+}
+
+// name settles who this is, for the life of the directory.
+func (d *Daemon) name(cfg Config) error {
+	known, err := LoadEndpoint(cfg.Dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		known.TrustDomain = cfg.TrustDomain
+		if known.TrustDomain == "" {
+			known.TrustDomain = "handoff.local"
+		}
+	case err != nil:
+		return err
+	case cfg.TrustDomain != "" && cfg.TrustDomain != known.TrustDomain:
+		return fmt.Errorf("the data directory belongs to the trust domain %s; leave --trust-domain out or take another directory", known.TrustDomain)
+	}
+	if d.home, err = spiffeid.TrustDomainFromString(known.TrustDomain); err != nil {
+		return fmt.Errorf("the trust domain: %w", err)
+	}
+	td := d.home.Name()
+	d.Endpoint = Endpoint{
+		TrustDomain: td, Log: td + "/handoff", Issuer: "spiffe://" + td + "/issuer", Governor: "spiffe://" + td + "/governor",
+		Sockets: filepath.Join(cfg.Dir, "ca", "sock"),
+	}
+	return nil
+}
+
+// policy compiles the bundle to start with.
+func (d *Daemon) policy(cfg Config) (*policies.Store, error) {
+	bundle := cfg.Bundle
+	if bundle == nil {
+		last, err := lastBundle(d.ledger)
+		if err != nil {
+			return nil, err
+		}
+		if bundle = last; bundle == nil {
+			bundle = policies.Default()
+		}
+	}
+	bundle, err := bundle.WithData("/home", d.home.Name())
+	if err != nil {
+		return nil, err
+	}
+	return policies.NewStore(bundle, policies.Config{Logger: cfg.Logger})
+}
+
+// lastBundle is the one that the ledger says is in force, or nil.
+func lastBundle(l *ledger.Ledger) (*policies.Bundle, error) {
+	for i := l.Size(); i > 0; i-- {
+		encoded, err := l.Entry(i - 1)
+		if err != nil {
+			return nil, err
+		}
+		e, err := entry.Decode(encoded)
+		if err != nil {
+			return nil, err
+		}
+		if e.Kind != entry.KindBundle {
+			continue
+		}
+		raw, err := l.Bundle(e.Bundle.Digest)
+		if err != nil {
+			return nil, err
+		}
+		return policies.Parse(raw)
+	}
+	return nil, nil
+}
+
+// listen starts NATS behind the identities of the Workload API.
+func (d *Daemon) listen(ctx context.Context, cfg Config) error {
+	id, err := spiffeid.FromPath(d.home, "/governor")
+	if err != nil {
+		return err
+	}
+	source, err := d.authority.Source(id)
+	if err != nil {
+		return err
+	}
+	d.server, err = streams.Start(ctx, streams.Config{
+		Dir: filepath.Join(cfg.Dir, "streams"), Listen: cfg.Listen, Logger: cfg.Logger,
+		TLS:          identity.ServerTLSAllowAnonymous(source, d.authority, d.authorize),
+		Authenticate: d.authenticate,
+	})
+	if err != nil {
+		return err
+	}
+	d.Endpoint.URL = d.server.URL()
+	return nil
+}
+
+// authorize refuses the identities that were withdrawn: their certificates live on until they expire.
+func (d *Daemon) authorize(p identity.Peer) error {
+	if d.authority.Withdrawn(p.ID) {
+		return fmt.Errorf("%s was withdrawn", p.ID)
+	}
+	return nil
+}
+
+// authenticate says who holds a connection: by its X.509-SVID, or by a JWT-SVID for the governor.
+func (d *Daemon) authenticate(_ context.Context, state tls.ConnectionState, token string) (streams.Identity, error) {
+	var peer identity.Peer
+	var err error
+	if len(state.PeerCertificates) > 0 {
+		peer, err = identity.VerifyX509(state.PeerCertificates, d.authority, time.Now())
+	} else {
+		peer, err = identity.VerifyJWT(token, d.Endpoint.Governor, d.authority, time.Now())
+	}
+	if err != nil {
+		return streams.Identity{}, err
+	}
+	if err := d.authorize(peer); err != nil {
+		return streams.Identity{}, err
+	}
+	role, err := identity.RoleOf(peer.ID, d.home)
+	if err != nil {
+		return streams.Identity{}, err
+	}
+	return streams.Identity{Name: string(peer.Name), Role: streams.Role(role), Expires: peer.Expires}, nil
+}
+
+// knownAgent tells whether a name is an agent of a trust domain that can connect here.
+func (d *Daemon) knownAgent(name string) bool {
+	parsed, err := identity.ParseName(name)
+	if err != nil {
+		return false
+	}
+	id, err := parsed.ID()
+	if err != nil || id.TrustDomain() != d.home || d.authority.Withdrawn(id) {
+		return false
+	}
+	role, err := identity.RoleOf(id, d.home)
+	return err == nil && role == identity.RoleAgent
+}
+
+func (d *Daemon) saveEndpoint(dir string) error {
+	encoded, err := json.Marshal(d.Endpoint, json.Deterministic(true), jsontext.WithIndent("  "))
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(dir, endpointFile), append(encoded, '\n'))
+}
+
+// LoadEndpoint reads governor.json of a data directory. A directory without one is [os.ErrNotExist].
+func LoadEndpoint(dir string) (Endpoint, error) {
+	var e Endpoint
+	raw, err := os.ReadFile(filepath.Join(dir, endpointFile))
+	if err != nil {
+		return e, err
+	}
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return e, fmt.Errorf("%s: %w", filepath.Join(dir, endpointFile), err)
+	}
+	return e, nil
+}
+
+// policy is the governor's view of the policy store.
+type policy struct{ store *policies.Store }
+
+func (p policy) Current() governor.Judge { return judge{p.store.Current()} }
+
+func (p policy) Compile(raw []byte) (governor.Judge, error) {
+	bundle, err := policies.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := p.store.Prepare(bundle)
+	if err != nil {
+		return nil, err
+	}
+	return judge{snapshot}, nil
+}
+
+func (p policy) Activate(j governor.Judge) {
+	if snapshot, ok := j.(judge); ok {
+		p.store.Use(snapshot.Snapshot)
+	}
+}
+
+type judge struct{ *policies.Snapshot }
+
+func (j judge) Engine() string { return policies.Engine() }
+func (j judge) Bytes() []byte  { return j.Bundle().Bytes() }
