@@ -50,7 +50,8 @@ var capabilities = sync.OnceValue(func() *ast.Capabilities {
 // refuse.
 func Capabilities() ([]byte, error) { return json.Marshal(capabilities(), json.Deterministic(true)) }
 
-// builtin is a function of ours that policies may call.
+// builtin is a function of ours that policies may call. OPA passes it the arguments and, at times, the place of the
+// result after them.
 type builtin struct {
 	decl *rego.Function
 	call rego.BuiltinDyn
@@ -68,7 +69,7 @@ var ours = []builtin{
 		},
 		call: func(_ rego.BuiltinContext, args []*ast.Term) (*ast.Term, error) {
 			var wide, narrow aat.Tools
-			if err := decodeTerms(args, &wide, &narrow); err != nil {
+			if err := decodeTerms(args[:2], &wide, &narrow); err != nil {
 				return nil, err
 			}
 			return ast.InternedTerm(aat.SubsumesTools(wide, narrow) == nil), nil

@@ -1,7 +1,23 @@
 package policies
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
+	"testing/fstest"
+
+	"pgregory.net/rapid"
 )
 
 func TestDefaultBundle(t *testing.T) {
@@ -14,8 +30,255 @@ func TestDefaultBundle(t *testing.T) {
 			t.Errorf("%s failed: %v\n%s", r.Name, r.Err, r.Output)
 		}
 	}
+	if !report.Passed() {
+		t.Error("the report does not say that its tests passed")
+	}
 	if len(report.Uncovered) > 0 {
 		t.Errorf("no test reaches %v", report.Uncovered)
 	}
-	t.Logf("%d tests", len(report.Tests))
+}
+
+func TestFailingTestsAreReported(t *testing.T) {
+	report, err := Test(t.Context(), fstest.MapFS{
+		"a.rego":      {Data: []byte("package a\np := 1\nq := 2 if input.x")},
+		"a_test.rego": {Data: []byte("package a\ntest_p if p == 1\ntest_q if q == 2")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Tests) != 2 || !report.Tests[0].Passed || report.Tests[1].Passed || report.Passed() {
+		t.Errorf("got %+v", report)
+	}
+	if len(report.Uncovered) == 0 {
+		t.Error("q is not reached, and nothing says so")
+	}
+}
+
+// Every code of the default bundle is in the one list of codes.
+func TestCodesAreListed(t *testing.T) {
+	parsed, err := parser.ParseFile(token.NewFileSet(), "../handoff/wire/codes.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
+			text, _ := strconv.Unquote(l.Value)
+			listed[text] = true
+		}
+		return true
+	})
+	codes := 0
+	for _, f := range Default().Files() {
+		for _, m := range regexp.MustCompile(`"code": "([^"]*)"`).FindAllSubmatch(f.Content, -1) {
+			codes++
+			if !listed[string(m[1])] {
+				t.Errorf("%s: code %s is not in handoff/wire/codes.go", f.Path, m[1])
+			}
+		}
+	}
+	if codes == 0 {
+		t.Error("no codes were found")
+	}
+}
+
+func TestDigestIsOfContentAlone(t *testing.T) {
+	const rego = "package handoff\ndecision := true"
+	load := func(files map[string]string) *Bundle {
+		fsys := fstest.MapFS{}
+		for name, content := range files {
+			fsys[name] = &fstest.MapFile{Data: []byte(content)}
+		}
+		b, err := Load(fsys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	one := load(map[string]string{"p.rego": rego, "data.json": `{"b":{"c":[1,2.50]},"a":1}`})
+	for name, other := range map[string]*Bundle{
+		"layout of the data": load(map[string]string{"p.rego": rego, "data.json": "{ \"a\" : 1 }", "b/data.json": `{"c":[1,2.50]}`}),
+		"YAML":               load(map[string]string{"p.rego": rego, "data.json": `{"b":{"c":[1,2.50]}}`, "data.yaml": "a: 1\n"}),
+		"other files": load(map[string]string{
+			"p.rego": rego, "data.json": `{"b":{"c":[1,2.50]},"a":1}`,
+			"p_test.rego": "package x", "README.md": "x", ".git/x.rego": "package x", "other.json": "{}",
+		}),
+	} {
+		if one.Digest() != other.Digest() || !bytes.Equal(one.Bytes(), other.Bytes()) {
+			t.Errorf("%s: another digest", name)
+		}
+	}
+	for name, other := range map[string]*Bundle{
+		"a value": load(map[string]string{"p.rego": rego, "data.json": `{"b":{"c":[1,2.50]},"a":2}`}),
+		"a rule":  load(map[string]string{"p.rego": rego + "\n", "data.json": `{"b":{"c":[1,2.50]},"a":1}`}),
+		"a path":  load(map[string]string{"q.rego": rego, "data.json": `{"b":{"c":[1,2.50]},"a":1}`}),
+	} {
+		if one.Digest() == other.Digest() {
+			t.Errorf("%s: the same digest", name)
+		}
+	}
+	unzipped, err := gzip.NewReader(bytes.NewReader(one.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, unzipped); err != nil {
+		t.Fatal(err)
+	}
+	if got := "sha256:" + hex.EncodeToString(hash.Sum(nil)); got != one.Digest() {
+		t.Errorf("gunzip | sha256sum is %s; the digest is %s", got, one.Digest())
+	}
+}
+
+func TestBundlesSurviveTheirBytes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringMatching(`[a-z]{1,8}(/[a-z]{1,8}){0,2}`)
+		fsys := fstest.MapFS{"data.json": {Data: fmt.Appendf(nil, `{"x":%d}`, rapid.Int().Draw(t, "x"))}}
+		for _, n := range rapid.SliceOfN(name, 0, 5).Draw(t, "names") {
+			fsys[n+".rego"] = &fstest.MapFile{Data: []byte(rapid.String().Draw(t, "content"))}
+		}
+		b, err := Load(fsys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Parse(b.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Digest() != again.Digest() || !bytes.Equal(b.Bytes(), again.Bytes()) || len(b.Files()) != len(again.Files()) {
+			t.Fatal("the bundle changed")
+		}
+	})
+}
+
+func TestLoadRefuses(t *testing.T) {
+	many := fstest.MapFS{}
+	for i := range MaxBundleFiles + 1 {
+		many[fmt.Sprintf("f%d.rego", i)] = &fstest.MapFile{Data: []byte("package x")}
+	}
+	for name, c := range map[string]struct {
+		files fstest.MapFS
+		says  string
+	}{
+		"repeated member":  {fstest.MapFS{"data.json": {Data: []byte(`{"a":1,"a":2}`)}}, "duplicate"},
+		"repeated in YAML": {fstest.MapFS{"data.yaml": {Data: []byte("a: 1\na: 2\n")}}, "already defined"},
+		"trailing data":    {fstest.MapFS{"data.json": {Data: []byte(`{} {}`)}}, "after"},
+		"no object":        {fstest.MapFS{"data.json": {Data: []byte(`[]`)}}, "must be an object"},
+		"conflict": {fstest.MapFS{"data.json": {Data: []byte(`{"a":{"b":1}}`)},
+			"a/data.json": {Data: []byte(`{"b":2}`)}}, "/a/b"},
+		"too many files": {many, "more than"},
+		"too much":       {fstest.MapFS{"a.rego": {Data: make([]byte, MaxBundleContent+1)}}, "more than"},
+		"long path":      {fstest.MapFS{strings.Repeat("a", MaxBundlePath) + ".rego": {}}, "a path has at most"},
+	} {
+		_, err := Load(c.files)
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: got %v; want %q", name, err, c.says)
+		}
+	}
+}
+
+type member struct {
+	name string
+	kind byte
+	data string
+}
+
+func archive(t testing.TB, members ...member) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	zip := gzip.NewWriter(&out)
+	w := tar.NewWriter(zip)
+	for _, m := range members {
+		h := &tar.Header{Name: m.name, Typeflag: m.kind, Size: int64(len(m.data)), Mode: 0o600}
+		if m.kind == tar.TypeSymlink {
+			h.Linkname = "/etc/passwd"
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, m.data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := zip.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestParseRefuses(t *testing.T) {
+	bomb := archive(t, member{"/a.rego", tar.TypeReg, strings.Repeat(" ", MaxBundleContent+1)})
+	for name, c := range map[string]struct {
+		data []byte
+		says string
+	}{
+		"no gzip":     {[]byte("x"), ""},
+		"cut short":   {Default().Bytes()[:500], ""},
+		"too large":   {make([]byte, MaxBundle+1), "at most"},
+		"a bomb":      {bomb, "more than"},
+		"a link":      {archive(t, member{"/a.rego", tar.TypeSymlink, ""}), "not a regular file"},
+		"a way out":   {archive(t, member{"../a.rego", tar.TypeReg, ""}), "not a path inside"},
+		"the same":    {archive(t, member{"/a.rego", tar.TypeReg, ""}, member{"a.rego", tar.TypeReg, ""}), "twice"},
+		"a signature": {archive(t, member{"/.signatures.json", tar.TypeReg, "{}"}), "neither policy"},
+		"Wasm":        {archive(t, member{"/policy.wasm", tar.TypeReg, ""}), "neither policy"},
+	} {
+		if _, err := Parse(c.data); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: got %v; want %q", name, err, c.says)
+		}
+	}
+	built := archive(t, member{"/.manifest", tar.TypeReg, `{"revision":"x"}`}, member{"/p", tar.TypeDir, ""},
+		member{"/p/a.rego", tar.TypeReg, "package a"}, member{"/p/a_test.rego", tar.TypeReg, "package b"})
+	b, err := Parse(built)
+	if err != nil || len(b.Files()) != 2 || b.Files()[1].Path != "p/a.rego" {
+		t.Errorf("what `opa build` writes: %v, %v", b, err)
+	}
+}
+
+func TestWithData(t *testing.T) {
+	b, err := Default().WithData("/home", "td.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = b.WithData("limits/grant_ttl", 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Compile(b, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := strings.ReplaceAll(whole[EntryDecision], "handoff.local", "td.example")
+	answer, err := s.Evaluate(t.Context(), EntryDecision, []byte(moved))
+	if err != nil || !strings.Contains(string(answer), `"effect":"allow","max_hops":-1,"reasons":[],"ttl":60`) {
+		t.Errorf("got %s, %v", answer, err)
+	}
+	if b.Digest() == Default().Digest() {
+		t.Error("other data, the same digest")
+	}
+	for _, at := range []string{"", "/", "/a//b", "/home/x"} {
+		if _, err := Default().WithData(at, 1); err == nil {
+			t.Errorf("a value at %q was taken", at)
+		}
+	}
+	if _, err := Default().WithData("/x", func() {}); err == nil {
+		t.Error("a function was taken as data")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(Default().Bytes())
+	f.Add(archive(f, member{"/a.rego", tar.TypeReg, "package a"}, member{"/data.yaml", tar.TypeReg, "a: 1"}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, err := Parse(data)
+		if err != nil {
+			return
+		}
+		again, err := Parse(b.Bytes())
+		if err != nil || again.Digest() != b.Digest() {
+			t.Fatalf("%v: %s, %s", err, b.Digest(), again.Digest())
+		}
+	})
 }

@@ -2,6 +2,7 @@ package policies
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +31,11 @@ const (
 )
 
 var entryPoints = []string{EntrySession, EntryDecision, EntryResult, EntryCall}
+
+// InputSchema is the JSON Schema (2020-12) of every entry point's input: $defs/session, decision, result and call.
+//
+//go:embed input.schema.json
+var InputSchema []byte
 
 // MaxInput is the most bytes that an input may have.
 const MaxInput = 1 << 20

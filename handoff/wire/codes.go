@@ -60,6 +60,20 @@ const (
 	CodePolicyAnswer    Code = "policy_answer"    // the policy's answer has the wrong shape
 	CodeCeiling         Code = "above_ceiling"    // the policy's ceiling leaves nothing of what was asked
 
+	// Rules of the default bundle; a bundle of one's own may give others. The reason says what would have passed.
+	CodeRuleInput     Code = "input_invalid"        // the governor gave the policy an incomplete input: report it
+	CodeRuleTrust     Code = "trust_domain"         // this trust domain may not do that here
+	CodeRuleAgent     Code = "agent_unlisted"       // no role is given to this agent
+	CodeRulePrincipal Code = "principal"            // the opener may not act for this principal
+	CodeRuleHandsTo   Code = "hands_to"             // the sender may not hand tasks to this receiver
+	CodeRuleRole      Code = "role_ceiling"         // no role of the agent allows this call now
+	CodeRuleZone      Code = "label_zone"           // data so labelled may not reach this agent
+	CodeRuleLabelTool Code = "label_tool"           // this tool must not be held together with data so labelled
+	CodeRuleImpact    Code = "impact"               // a tool in the chain has too high an impact
+	CodeRuleDuties    Code = "separation_of_duties" // one agent would hold tools that must not meet
+	CodeRuleBudget    Code = "session_budget"       // open the session with a smaller budget
+	CodeRuleApproval  Code = "approval_required"    // a person must approve
+
 	// The guard.
 	CodeGuardFeed     Code = "guard_no_feed"     // the guard has no fresh revocation feed and refuses until it has
 	CodeGuardStart    Code = "guard_started"     // the proof is older than the guard: sign a new one

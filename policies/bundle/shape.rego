@@ -68,10 +68,10 @@ principal if {
 	is_string(input.principal.name)
 }
 
+# Whatever does not subsume itself is no tools map. A constraint that is not well-formed ends the evaluation.
 tools if {
-	is_object(input.tools)
-	every name, arguments in input.tools {
-		is_object(arguments)
+	handoff.subsumes(input.tools, input.tools)
+	every name, _ in input.tools {
 		count(name) <= 256
 	}
 }
