@@ -55,7 +55,7 @@ const (
 )
 
 // lockWait is how long opening waits for another process to let the file go: long enough for one that is just ending.
-const lockWait = time.Second
+var lockWait = time.Second
 
 var (
 	bucketEntry   = []byte("entry")

@@ -19,7 +19,8 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// Reads are short transactions: a long one would keep every page that is replaced meanwhile.
+// Reads are short transactions: a long one would keep every page that is replaced meanwhile. And they end at [Ledger.Size]:
+// bbolt shows a commit to readers a moment before it is durable.
 const (
 	pageEntries = 256     // entries read in one transaction
 	pageVolume  = 1 << 20 // and bytes, give or take one entry
@@ -56,6 +57,9 @@ func (l *Ledger) Size() uint64 { return l.size.Load() }
 
 // Entry returns the encoded entry of an index, or [ErrNotFound].
 func (l *Ledger) Entry(index uint64) ([]byte, error) {
+	if index >= l.Size() {
+		return nil, fmt.Errorf("entry %d: %w", index, ErrNotFound)
+	}
 	return l.get(bucketEntry, u64(index), func() string { return fmt.Sprintf("entry %d", index) })
 }
 
@@ -83,15 +87,21 @@ func (l *Ledger) Entries(from uint64) iter.Seq2[[]byte, error] {
 
 // page copies the entries from an index on, as many as one transaction should.
 func (l *Ledger) page(from uint64) (page [][]byte, err error) {
+	end := min(l.Size(), from+pageEntries)
+	if from >= end {
+		return nil, nil
+	}
 	err = l.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketEntry).Cursor()
 		volume := 0
-		for k, v := c.Seek(u64(from)); k != nil && len(page) < pageEntries && volume < pageVolume; k, v = c.Next() {
-			if index, ok := parseU64(k); !ok || index != from+uint64(len(page)) {
-				return fmt.Errorf("%w: after entry %d comes key %x", ErrDamaged, from+uint64(len(page))-1, k)
+		k, v := c.Seek(u64(from))
+		for next := from; next < end && volume < pageVolume; next++ {
+			if index, ok := parseU64(k); !ok || index != next {
+				return fmt.Errorf("%w: entry %d is missing", ErrDamaged, next)
 			}
 			page = append(page, bytes.Clone(v))
 			volume += len(v)
+			k, v = c.Next()
 		}
 		return nil
 	})
@@ -115,31 +125,30 @@ func (l *Ledger) Session(id string) iter.Seq2[[]byte, error] {
 			return
 		}
 		index, ok := parseU64(head)
-		for err == nil {
-			if !ok {
-				yield(nil, fmt.Errorf("%w: the head of session %s is not an index", ErrDamaged, id))
-				return
-			}
+		if err == nil && !ok {
+			err = fmt.Errorf("%w: the head of session %s is not an index", ErrDamaged, id)
+		}
+		for durable := l.Size(); err == nil; {
 			var encoded []byte
 			var link struct {
 				Session string     `json:"session"`
 				Prev    entry.Prev `json:"prev"`
 			}
-			if encoded, err = l.Entry(index); err != nil {
+			if encoded, err = l.get(bucketEntry, u64(index), func() string { return "an entry of session " + id }); err != nil {
 				break
 			}
 			if err = json.Unmarshal(encoded, &link); err != nil || link.Session != id {
 				err = fmt.Errorf("%w: entry %d should be of session %s", ErrDamaged, index, id)
 				break
 			}
-			if !yield(encoded, nil) || link.Prev.Session == nil {
+			if index < durable && !yield(encoded, nil) || link.Prev.Session == nil {
 				return
 			}
-			before := *link.Prev.Session
-			if before >= index {
+			if before := *link.Prev.Session; before < index {
+				index = before
+			} else {
 				err = fmt.Errorf("%w: entry %d points forward", ErrDamaged, index)
 			}
-			index = before
 		}
 		yield(nil, err)
 	}
@@ -156,6 +165,7 @@ func (l *Ledger) Lookup(id string) (index uint64, found bool, err error) {
 			if index, found = parseU64(v); !found {
 				return fmt.Errorf("%w: the index of ID %s is not one", ErrDamaged, id)
 			}
+			found = index < l.Size()
 		}
 		return nil
 	})
@@ -164,6 +174,9 @@ func (l *Ledger) Lookup(id string) (index uint64, found bool, err error) {
 
 // Body returns the salt and the bytes stored beside an entry, or [ErrNotFound] where there are none, or none any more.
 func (l *Ledger) Body(index uint64) (salt, data []byte, err error) {
+	if index >= l.Size() {
+		return nil, nil, fmt.Errorf("body of entry %d: %w", index, ErrNotFound)
+	}
 	body, err := l.get(bucketBody, u64(index), func() string { return fmt.Sprintf("body of entry %d", index) })
 	if err != nil {
 		return nil, nil, err
@@ -202,12 +215,17 @@ func (l *Ledger) Snapshot(ctx context.Context, w io.Writer) (n int64, err error)
 		n, err = tx.WriteTo(contextWriter{ctx, w})
 		return err
 	})
+	if ctx.Err() != nil {
+		return n, ctx.Err()
+	}
 	return n, err
 }
 
 // Check reads the whole file and tells whether its pages fit together. It knows nothing of what they say: that is for
-// [entry.Verify]. Entries may be appended meanwhile.
-func (l *Ledger) Check(ctx context.Context) error {
+// [entry.Verify]. Appends wait until it is done.
+func (l *Ledger) Check() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	return l.view(func(tx *bbolt.Tx) error {
 		var first error
 		for err := range tx.Check() { // must be read to its end
@@ -215,7 +233,7 @@ func (l *Ledger) Check(ctx context.Context) error {
 				first = fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
 		}
-		return errors.Join(first, ctx.Err())
+		return first
 	})
 }
 

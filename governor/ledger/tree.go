@@ -214,10 +214,10 @@ func (l *Ledger) Consistency(old, size uint64) (proof tlog.TreeProof, err error)
 // LeafHash returns the hash that was stored with an entry. A verifier compares it with the entry's own, to name the one
 // that was changed.
 func (l *Ledger) LeafHash(index uint64) (h tlog.Hash, err error) {
+	if index >= l.Size() {
+		return h, fmt.Errorf("entry %d: %w", index, ErrNotFound)
+	}
 	err = l.view(func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketEntry).Get(u64(index)) == nil {
-			return fmt.Errorf("entry %d: %w", index, ErrNotFound)
-		}
 		hashes, err := tileHashes{tx.Bucket(bucketTile)}.ReadHashes([]int64{tlog.StoredHashIndex(0, int64(index))})
 		if err == nil {
 			h = hashes[0]

@@ -1,0 +1,22 @@
+package ledger
+
+import (
+	"os"
+	"time"
+)
+
+func init() { lockWait = 60 * time.Millisecond }
+
+// OpenWith is Open, with a hand on the file that bbolt uses.
+func OpenWith(path string, cfg Config, file func(*os.File)) (*Ledger, error) {
+	cfg.testingOnlyOpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag, mode)
+		if err == nil {
+			file(f)
+		}
+		return f, err
+	}
+	return Open(path, cfg)
+}
+
+const FormatVersion = formatVersion
