@@ -76,7 +76,13 @@ func (b *Bus) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	ingress, err := reader.CreateOrUpdateConsumer(ctx, streamIngress, ingressConsumer(b.limits))
+	// The consumer is made anew: what an earlier process fetched and did not settle then comes at once and in order,
+	// not when AckWait is over and behind newer messages.
+	if err := reader.DeleteConsumer(ctx, streamIngress, consumerIngress); err != nil &&
+		!errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("removing the old consumer of %s: %w", streamIngress, err)
+	}
+	ingress, err := reader.CreateConsumer(ctx, streamIngress, ingressConsumer(b.limits))
 	if err != nil {
 		return fmt.Errorf("making the consumer of %s: %w", streamIngress, err)
 	}
@@ -152,6 +158,11 @@ func inbound(msg jetstream.Msg) (wire.Inbound, error) {
 // Fetch returns up to max offers and results, oldest first: as soon as one is there, all that are there. With none
 // within wait it returns none and no error. A message not settled within the limit AckWait comes again.
 func (b *Bus) Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.Inbound, error) {
+	select {
+	case <-b.closing:
+		return nil, errClosed
+	default:
+	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -257,7 +268,8 @@ func (b *Bus) Quarantine(ctx context.Context, in wire.Inbound, code wire.Code, r
 	room := quarantineHeader
 	for _, name := range slices.Sorted(maps.Keys(in.Header)) {
 		for _, value := range in.Header[name] {
-			if room -= len(headerOriginal) + len(name) + len(value) + 4; room >= 0 {
+			if size := len(headerOriginal) + len(name) + len(value) + 4; size <= room {
+				room -= size
 				msg.Header[headerOriginal+name] = append(msg.Header[headerOriginal+name], value)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,8 @@ const (
 	RoleGuard    Role = "guard"
 	RoleOperator Role = "operator"
 )
+
+var roles = []Role{RoleAgent, RoleGuard, RoleOperator}
 
 // Identity is who holds a connection, once authenticated.
 type Identity struct {
@@ -222,7 +225,7 @@ func (s *Server) start(ctx context.Context, opts *server.Options) (err error) {
 
 	// 3. Everybody else.
 	s.owned.Go(s.watch)
-	s.nats.AcceptLoop(nil)
+	s.nats.AcceptLoop(make(chan struct{}))
 	if s.nats.Addr() == nil {
 		return fmt.Errorf("cannot listen on %s: is another server there?", s.config.Listen)
 	}
@@ -268,7 +271,7 @@ func (s *Server) Close() error {
 func (s *Server) Disconnect(name string) error {
 	s.cuts.Add(1)
 	var errs []error
-	for _, role := range []Role{RoleAgent, RoleGuard, RoleOperator} {
+	for _, role := range roles {
 		errs = append(errs, s.cut(accountName(role, name)))
 	}
 	return errors.Join(errs...)
@@ -333,6 +336,9 @@ func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionS
 	}
 	if err := checkName(id.Name); err != nil {
 		return Identity{}, err
+	}
+	if !slices.Contains(roles, id.Role) {
+		return id, fmt.Errorf("role %q is not served", id.Role)
 	}
 	if len(conn.PeerCertificates) > 0 && conn.PeerCertificates[0].NotAfter.Before(id.Expires) {
 		id.Expires = conn.PeerCertificates[0].NotAfter

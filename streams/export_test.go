@@ -1,0 +1,21 @@
+package streams
+
+import (
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// TestingQuarantined reads the last quarantined message of a sender.
+func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawStreamMsg {
+	t.Helper()
+	stream, err := s.bus.writer.Stream(t.Context(), streamQuarantine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg, err := stream.GetLastMsgForSubject(t.Context(), subjectQuarantine+sender)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg
+}
