@@ -3,6 +3,7 @@ package streams
 import (
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -18,4 +19,9 @@ func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawSt
 		t.Fatal(err)
 	}
 	return msg
+}
+
+// TestingWithoutPermissions lifts the permissions of those who connect from now on.
+func TestingWithoutPermissions(s *Server) {
+	s.permissions = func(Role, string) *server.Permissions { return nil }
 }

@@ -115,6 +115,8 @@ type Server struct {
 	cancel context.CancelFunc
 	owned  sync.WaitGroup
 
+	// permissions is the function of that name; tests take it away to see that the accounts hold alone.
+	permissions func(Role, string) *server.Permissions
 	// secret is how the governor's own connections say who they are. It never leaves the process.
 	secret string
 	// cuts counts Disconnects, so that none is overtaken by a connection that is just being judged.
@@ -170,6 +172,8 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 		log:      config.Logger,
 		secret:   rand.Text(),
 		accounts: make(map[string]*account),
+
+		permissions: permissions,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	opts := &server.Options{
@@ -363,7 +367,7 @@ func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionS
 	c.RegisterUser(&server.User{
 		Username:           id.Name,
 		Account:            acc.nats,
-		Permissions:        permissions(id.Role, id.Name),
+		Permissions:        s.permissions(id.Role, id.Name),
 		ConnectionDeadline: time.Now().Add(left),
 	})
 	return id, nil
