@@ -43,10 +43,15 @@ const MaxInput = 1 << 20
 // defaultTimeout is some hundred times what the default bundle needs.
 const defaultTimeout = 50 * time.Millisecond
 
+const defaultRemember = 64 << 20
+
 // Config says how a bundle is evaluated. The zero value works.
 type Config struct {
 	// Timeout ends an evaluation with [wire.CodePolicyTimeout]. 0 means 50 ms.
 	Timeout time.Duration
+	// Remember bounds, in bytes, what is kept of answers already given: the same input under the same bundle is
+	// answered without being evaluated. 0 means 64 MiB; negative remembers nothing.
+	Remember int
 	// Logger hears why an evaluation failed; the agent is told only that it did. Nil means nobody does.
 	Logger *slog.Logger
 }
@@ -59,6 +64,7 @@ type Snapshot struct {
 	store   storage.Store
 	txn     storage.Transaction // read-only, and as old as the store: nothing is ever written to it
 	memos   cache.InterQueryValueCache
+	answers *answers
 	timeout time.Duration
 	log     *slog.Logger
 }
@@ -83,6 +89,9 @@ func compile(b *Bundle, cfg Config) (*Snapshot, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = defaultTimeout
 	}
+	if cfg.Remember == 0 {
+		cfg.Remember = defaultRemember
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -93,7 +102,7 @@ func compile(b *Bundle, cfg Config) (*Snapshot, error) {
 	}
 	s := &Snapshot{
 		bundle: b, queries: map[string]rego.PreparedEvalQuery{}, store: inmem.NewFromASTObject(data.(ast.Object)),
-		memos: newMemos(ctx), timeout: cfg.Timeout, log: cfg.Logger,
+		memos: newMemos(ctx), answers: newAnswers(max(0, cfg.Remember/2)), timeout: cfg.Timeout, log: cfg.Logger,
 	}
 	if s.txn, err = s.store.NewTransaction(ctx); err != nil {
 		return nil, err
@@ -171,7 +180,7 @@ func (s *Snapshot) problems(ctx context.Context, data ast.Object) error {
 	}
 	delete(s.queries, entryProblems)
 	input := ast.NewObject([2]*ast.Term{ast.StringTerm("data"), ast.ArrayTerm(data.Keys()...)})
-	found, err := s.ask(ctx, query, input, compileTimeout)
+	found, err := s.ask(ctx, query, input, compileTimeout, new(reads))
 	if err != nil {
 		return fmt.Errorf("looking for problems in its data: %w", err)
 	}
@@ -243,7 +252,7 @@ func (s *Snapshot) ToolLabels(tool string) []string { return s.labels[tool] }
 //
 // Every other outcome is an error, and the caller must deny: it wraps a [wire.Error] of code policy_error (the policy
 // or its input is wrong), policy_timeout, policy_undefined (no rule has an answer) or policy_answer (wrong shape). Only
-// when ctx ends first is it ctx's own error, and nothing was decided.
+// when ctx ends first is it ctx's own error, and nothing was decided. The answer must not be modified.
 func (s *Snapshot) Evaluate(ctx context.Context, entry string, input []byte) ([]byte, error) {
 	answer, err := s.evaluate(ctx, entry, input)
 	if err != nil && ctx.Err() == nil {
@@ -262,11 +271,16 @@ func (s *Snapshot) evaluate(ctx context.Context, entry string, input []byte) ([]
 		return nil, failed(wire.CodePolicyError, fmt.Sprintf("the input has %d bytes; at most %d are allowed",
 			len(input), MaxInput), nil)
 	}
+	asked := ask(entry, input)
+	if answer, ok := s.answers.get(asked); ok {
+		return answer, nil
+	}
 	parsed, err := decodeValue(input)
 	if err != nil {
 		return nil, failed(wire.CodePolicyError, "the input is not JSON that policy may read", err)
 	}
-	found, err := s.ask(ctx, query, parsed, s.timeout)
+	var read reads
+	found, err := s.ask(ctx, query, parsed, s.timeout, &read)
 	if err != nil {
 		return nil, err
 	}
@@ -277,12 +291,18 @@ func (s *Snapshot) evaluate(ctx context.Context, entry string, input []byte) ([]
 	if _, err := wire.ParseAnswer(answer); err != nil {
 		return nil, err
 	}
+	s.answers.add(asked, answer, &read)
 	return answer, nil
+}
+
+// Remembered tells how many evaluations were answered from memory, and how many were not.
+func (s *Snapshot) Remembered() (hits, misses uint64) {
+	return s.answers.hits.Load(), s.answers.misses.Load()
 }
 
 // ask evaluates a query to its one value.
 func (s *Snapshot) ask(
-	ctx context.Context, query rego.PreparedEvalQuery, input ast.Value, limit time.Duration,
+	ctx context.Context, query rego.PreparedEvalQuery, input ast.Value, limit time.Duration, read *reads,
 ) (value ast.Value, err error) {
 	// OPA's own cancellation: with an external one the deadline of a context is not looked at.
 	cancel := topdown.NewCancel()
@@ -300,6 +320,7 @@ func (s *Snapshot) ask(
 		rego.EvalGenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) { return t.Value, nil }),
 		rego.EvalMetrics(metrics.NoOp()),
 		rego.EvalInterQueryBuiltinValueCache(s.memos),
+		rego.EvalBaseCache(read),
 	)
 	switch {
 	case ctx.Err() != nil:
@@ -353,14 +374,28 @@ type Store struct {
 // NewStore compiles the first bundle and puts it in force.
 func NewStore(b *Bundle, cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg}
-	return s, s.Activate(b)
+	if err := s.Activate(b); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Current returns the snapshot in force. A decision takes it once and uses that one to its end.
 func (s *Store) Current() *Snapshot { return s.current.Load() }
 
-// Prepare compiles a bundle without putting it in force, so that its activation can be recorded first.
-func (s *Store) Prepare(b *Bundle) (*Snapshot, error) { return Compile(b, s.cfg) }
+// Prepare compiles a bundle without putting it in force, so that its activation can be recorded first. Where only data
+// changed, it takes over from the snapshot in force every remembered answer that the change cannot touch: to judge
+// again after a change costs what the change touches.
+func (s *Store) Prepare(b *Bundle) (*Snapshot, error) {
+	next, err := Compile(b, s.cfg)
+	if err != nil {
+		return nil, err
+	}
+	if before := s.Current(); before != nil {
+		next.inherit(before)
+	}
+	return next, nil
+}
 
 // Use puts a prepared snapshot in force.
 func (s *Store) Use(next *Snapshot) { s.current.Store(next) }

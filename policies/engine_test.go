@@ -49,7 +49,7 @@ var whole = map[string]string{
 
 func compileDefault(t testing.TB) *Snapshot {
 	t.Helper()
-	s, err := Compile(Default(), Config{Timeout: 5 * time.Second}) // tests share slow machines
+	s, err := Compile(Default(), Config{Timeout: 5 * time.Second, Remember: -1}) // tests share slow machines
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,6 +428,20 @@ func BenchmarkEvaluate(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func BenchmarkEvaluateRemembered(b *testing.B) {
+	s, err := Compile(Default(), Config{Timeout: 5 * time.Second})
+	if err != nil {
+		b.Fatal(err)
+	}
+	input := []byte(whole[EntryDecision])
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Evaluate(context.Background(), EntryDecision, input); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
