@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -24,4 +25,9 @@ func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawSt
 // TestingWithoutPermissions lifts the permissions of those who connect from now on.
 func TestingWithoutPermissions(s *Server) {
 	s.permissions = func(Role, string) *server.Permissions { return nil }
+}
+
+// TestingInProcess connects as the governor does, but with another secret.
+func TestingInProcess(s *Server, secret string) (*nats.Conn, error) {
+	return nats.Connect("", nats.InProcessServer(s.nats), nats.Token(secret))
 }

@@ -411,6 +411,11 @@ func TestWhoMayConnect(t *testing.T) {
 	conn, err = w.dialTLS(&tls.Config{}, nats.UserInfo("governor", "governor"))
 	refused("user and password", conn, err)
 
+	for _, secret := range []string{"", "guess"} {
+		conn, err = streams.TestingInProcess(w.Server, secret)
+		refused("in-process without the governor's secret", conn, err)
+	}
+
 	conn, err = w.dialTLS(&tls.Config{}, nats.Token("agent/tokened"))
 	check(t, err)
 	defer conn.Close()
