@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -30,4 +31,10 @@ func TestingWithoutPermissions(s *Server) {
 // TestingInProcess connects as the governor does, but with another secret.
 func TestingInProcess(s *Server, secret string) (*nats.Conn, error) {
 	return nats.Connect("", nats.InProcessServer(s.nats), nats.Token(secret))
+}
+
+// TestingAckV2 rewrites a first-form ack subject of an agent's inbox to the second form.
+func TestingAckV2(name, reply string) string {
+	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(ackSubjects(name)[0], "*.*.*.*.*"))
+	return strings.TrimSuffix(ackSubjects(name)[1], ">") + numbers
 }

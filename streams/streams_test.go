@@ -125,7 +125,8 @@ func TestInbox(t *testing.T) {
 		{To: "b", Header: map[string][]string{wire.HeaderKind: {wire.KindTask}}, Body: []byte("1")},
 		{To: "c", Body: []byte("for c")},
 	}))
-	inbox := w.join("agent/b").inbox()
+	b := w.join("agent/b")
+	inbox := b.inbox()
 	next := func() jetstream.Msg {
 		t.Helper()
 		msg, err := inbox.Next(jetstream.FetchMaxWait(5 * time.Second))
@@ -147,6 +148,12 @@ func TestInbox(t *testing.T) {
 	}
 	msg = next() // not settled within AckWait
 	check(t, msg.DoubleAck(t.Context()))
+
+	// Servers from 2.16 on ask for acks in another form.
+	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("acked in the second form")}}))
+	if _, err := b.Request(streams.TestingAckV2("b", next().Reply()), []byte("+ACK"), 5*time.Second); err != nil {
+		t.Errorf("ack in the second form: %v", err)
+	}
 
 	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("2")}, {To: "b", Body: []byte("3")}}))
 	batch, err := inbox.Fetch(2, jetstream.FetchMaxWait(5*time.Second))
