@@ -19,4 +19,10 @@ func OpenWith(path string, cfg Config, file func(*os.File)) (*Ledger, error) {
 	return Open(path, cfg)
 }
 
+// OpenWithSync is Open, with a stand-in for the last sync of each commit.
+func OpenWithSync(path string, cfg Config, sync func() error) (*Ledger, error) {
+	cfg.testingOnlyCommitted = sync
+	return Open(path, cfg)
+}
+
 const FormatVersion = formatVersion

@@ -49,9 +49,8 @@ const formatVersion = 1
 
 // Sizes of the file.
 const (
-	pageSize  = 16 << 10 // a dozen entries a page, so that a batch touches few
-	allocSize = 64 << 20 // the file grows by this: growing costs an fsync of its own
-	mapSize   = 64 << 30 // of address space, not memory: below it no write ever waits for a reader
+	pageSize = 16 << 10 // a dozen entries a page, so that a batch touches few
+	mapSize  = 64 << 30 // of address space, not memory: below it no write ever waits for a reader
 )
 
 // lockWait is how long opening waits for another process to let the file go: long enough for one that is just ending.
@@ -92,6 +91,8 @@ type Config struct {
 
 	// testingOnlyOpenFile sees the file that bbolt opens.
 	testingOnlyOpenFile func(string, int, os.FileMode) (*os.File, error)
+	// testingOnlyCommitted stands for the last sync of a commit, which can fail when everything is written.
+	testingOnlyCommitted func() error
 }
 
 // Ledger is an open ledger. Its methods are safe for use by several goroutines at once.
@@ -104,6 +105,7 @@ type Ledger struct {
 
 	writing sync.Mutex // held by whoever changes the file
 	broken  error      // under writing: why nothing may change it any more
+	stuck   bool       // under writing: bbolt gave up in the middle, and holds its lock for ever
 	stored  uint64     // under writing: size of the checkpoint in the file
 
 	mu         sync.Mutex // held for moments, never during a commit
@@ -165,12 +167,7 @@ func openFile(path string, cfg Config) (db *bbolt.DB, err error) {
 	if !cfg.ReadOnly && runtime.GOOS != "windows" {
 		options.InitialMmapSize = mapSize
 	}
-	db, err = bbolt.Open(path, 0o600, options)
-	if err != nil {
-		return nil, err
-	}
-	db.AllocSize = allocSize
-	return db, nil
+	return bbolt.Open(path, 0o600, options)
 }
 
 // explain turns the ways in which opening fails into ours, with what to do.
@@ -477,7 +474,7 @@ func (l *Ledger) DropBodies(before time.Time, limit int) (dropped int, err error
 }
 
 // Close signs a last checkpoint, so that the file can be verified where it lies, and lets the file go. Reads that are
-// under way finish first.
+// under way finish first. Closing twice does no harm.
 func (l *Ledger) Close() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -489,6 +486,9 @@ func (l *Ledger) Close() error {
 	}
 	if l.broken == nil {
 		l.broken = ErrClosed
+	}
+	if l.stuck {
+		return errors.Join(err, l.broken) // only the end of the process lets the file go
 	}
 	return errors.Join(err, l.db.Close())
 }
@@ -521,12 +521,16 @@ func (l *Ledger) update(change func(*bbolt.Tx) error) error {
 			return nil
 		})
 	}()
+	if err == nil && l.cfg.testingOnlyCommitted != nil {
+		err = l.cfg.testingOnlyCommitted()
+	}
+	l.stuck = errors.Is(err, ErrDamaged)
 	switch {
 	case err == nil:
 		l.stored = signed
 		return nil
-	case errors.Is(err, ErrDamaged), committing != 0 && !l.unchanged(committing):
-		l.broken = fmt.Errorf("%w (%w): stop, check the disk, and open it again", ErrBroken, err)
+	case l.stuck, committing != 0 && !l.unchanged(committing):
+		l.broken = fmt.Errorf("%w (%w): end the process, check the disk, and start again", ErrBroken, err)
 		l.log.Error("the ledger takes no more entries", "err", l.broken)
 		return l.broken
 	}

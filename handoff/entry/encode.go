@@ -40,7 +40,40 @@ func (e *Entry) canonical() ([]byte, error) {
 	if err := (*jsontext.Value)(&b).Canonicalize(); err != nil {
 		return nil, err
 	}
+	for _, raw := range e.raw() {
+		// What was judged or will be signed must be kept to the byte, so it must have come in canonical form. Then, and only
+		// then, b has it verbatim: in canonical JSON {" stands nowhere but at the beginning of an object.
+		if raw != nil && (!bytes.HasPrefix(raw, []byte(`{"`)) && string(raw) != "{}" || !bytes.Contains(b, raw)) {
+			return nil, fmt.Errorf("not an object in canonical form (RFC 8785): %.60s", raw)
+		}
+	}
 	return b, nil
+}
+
+// raw lists what the entry holds as JSON.
+func (e *Entry) raw() []jsontext.Value {
+	var raw []jsontext.Value
+	add := func(d *Decision) {
+		if d != nil {
+			raw = append(raw, d.Input, d.Answer)
+		}
+	}
+	switch {
+	case e.Opened != nil:
+		add(&e.Opened.Decision)
+	case e.Decided != nil:
+		add(e.Decided.Decision)
+	case e.Approved != nil && e.Approved.Decided != nil:
+		add(e.Approved.Decided.Decision)
+	case e.Claimed != nil:
+		add(&e.Claimed.Decision)
+		raw = append(raw, e.Claimed.Payload)
+	case e.Result != nil:
+		add(e.Result.Decision)
+	case e.Rejudged != nil:
+		add(&e.Rejudged.Decision)
+	}
+	return raw
 }
 
 // Decode reads an encoded entry. Exactly the bytes that [Entry.Encode] makes are accepted: canonical, without unknown or
@@ -81,27 +114,28 @@ func (e *Entry) check() error {
 	case e.Time < 0 || e.Time > maxExact:
 		return fmt.Errorf("entry %d: its time must be between 1970 and %d ms after", e.Index, uint64(maxExact))
 	}
-	members := map[Kind]bool{
-		KindSession: e.Opened != nil, KindClosed: e.Closed != nil, KindDecided: e.Decided != nil,
-		KindApproved: e.Approved != nil, KindClaimed: e.Claimed != nil, KindResult: e.Result != nil,
-		KindRevoked: e.Revoked != nil, KindBundle: e.Bundle != nil, KindRejudged: e.Rejudged != nil,
-		KindQuarantined: e.Quarantined != nil,
+	if e.Claimed != nil && e.Claimed.Payload == nil {
+		return fmt.Errorf("entry %d: a claim without a payload", e.Index)
 	}
-	mine, known := members[e.Kind]
-	switch {
-	case !known:
-		return fmt.Errorf("entry %d: unknown kind %.50q", e.Index, e.Kind)
-	case !mine:
-		return fmt.Errorf("entry %d lacks the member of its kind %q", e.Index, e.Kind)
+	members := [...]struct {
+		kind    Kind
+		present bool
+	}{
+		{KindSession, e.Opened != nil}, {KindClosed, e.Closed != nil}, {KindDecided, e.Decided != nil},
+		{KindApproved, e.Approved != nil}, {KindClaimed, e.Claimed != nil}, {KindResult, e.Result != nil},
+		{KindRevoked, e.Revoked != nil}, {KindBundle, e.Bundle != nil}, {KindRejudged, e.Rejudged != nil},
+		{KindQuarantined, e.Quarantined != nil},
 	}
-	count := 0
-	for _, present := range members {
-		if present {
-			count++
+	known := false
+	for _, m := range members {
+		mine := m.kind == e.Kind
+		known = known || mine
+		if m.present != mine {
+			return fmt.Errorf("entry %d of kind %.50q must have the member of its kind, and of no other", e.Index, e.Kind)
 		}
 	}
-	if count != 1 {
-		return fmt.Errorf("entry %d of kind %q has the members of %d kinds", e.Index, e.Kind, count)
+	if !known {
+		return fmt.Errorf("entry %d: unknown kind %.50q", e.Index, e.Kind)
 	}
 	return nil
 }
