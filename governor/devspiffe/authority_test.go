@@ -217,6 +217,69 @@ func TestRootsUnderAnyClock(t *testing.T) {
 	})
 }
 
+// In the ordinary run of things every root is known for a while before it signs, and to the end of what it signed.
+func TestRootsOverlap(t *testing.T) {
+	t.Parallel()
+	const authorityTTL, step = 100 * time.Hour, 30 * time.Minute
+	clock := newClock()
+	a := start(t, devspiffe.Config{AuthorityTTL: authorityTTL, Now: clock.Now})
+	source, err := a.Source(planner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, last := bundleOf(t, a), svidOf(t, source)
+	roots := map[string]bool{}
+	for range 4 * authorityTTL / step {
+		clock.Move(step)
+		svid, bundle := svidOf(t, source), bundleOf(t, a)
+		for _, check := range []struct {
+			svid   *x509svid.SVID
+			bundle *x509bundle.Bundle
+		}{{svid, known}, {last, bundle}} {
+			if _, err := identity.VerifyX509(check.svid.Certificates, check.bundle, clock.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(bundle.X509Authorities()); n > 3 {
+			t.Fatalf("%d roots at once", n)
+		}
+		for _, root := range bundle.X509Authorities() {
+			roots[root.SerialNumber.String()] = true
+		}
+		known, last = bundle, svid
+	}
+	if n := len(roots); n < 8 || n > 9 {
+		t.Errorf("there were %d roots in four lives, want one each half", n)
+	}
+}
+
+// A clock that is set back, a little at a time and each time before a restart, never leads to an SVID that is not valid
+// yet, or whose root is not.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	config := defaults(t, devspiffe.Config{Now: clock.Now})
+	for range 6 {
+		a, err := devspiffe.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source, err := a.Source(planner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := identity.VerifyX509(svidOf(t, source).Certificates, a, clock.Now()); err != nil {
+				t.Fatal(err)
+			}
+			clock.Move(-59 * time.Second)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Nobody sees roots that are not on disk: while the next cannot be written the present ones go on, to their end.
 func TestRootsAreWrittenFirst(t *testing.T) {
 	t.Parallel()
@@ -229,23 +292,31 @@ func TestRootsAreWrittenFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := bundleOf(t, a)
+	clock.Move(51 * time.Hour)
+	two := bundleOf(t, a)
 	if err := os.RemoveAll(config.Dir); err != nil {
 		t.Fatal(err)
 	}
-	for range 9 {
-		clock.Move(11 * time.Hour) // to 99 h
-		if _, err := identity.VerifyX509(svidOf(t, source).Certificates, first, clock.Now()); err != nil {
-			t.Error(err)
+	clock.Move(30 * time.Minute) // until the first ends at 100 h and the second at 151 h, half an hour short of each hour
+	for hour := 52; hour <= 151; hour++ {
+		svid := svidOf(t, source)
+		peer, err := identity.VerifyX509(svid.Certificates, two, clock.Now())
+		if err != nil {
+			t.Fatalf("before hour %d: %v", hour, err)
 		}
-		if !bundleOf(t, a).Equal(first) {
-			t.Error("there are roots that no restart would find")
+		if !peer.Expires.Equal(svid.Certificates[0].NotAfter) {
+			t.Errorf("before hour %d: the SVID would outlive its root", hour)
 		}
+		for _, root := range bundleOf(t, a).X509Authorities() {
+			if !two.HasX509Authority(root) {
+				t.Fatalf("before hour %d: there is a root that no restart would find", hour)
+			}
+		}
+		clock.Move(time.Hour)
 	}
 	if err := a.Withdraw(coder); err == nil || a.Withdrawn(coder) {
 		t.Errorf("withdrawn, but not written: %v", err)
 	}
-	clock.Move(2 * time.Hour)
 	if svid, err := source.GetX509SVID(); err == nil {
 		t.Errorf("roots that have ended issued %v", svid)
 	}

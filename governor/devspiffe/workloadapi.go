@@ -191,7 +191,7 @@ func (r *registration) FetchX509SVID(
 ) error {
 	var sent issued
 	return r.watch(stream.Context(), func(now issued) error {
-		if now.svid == sent.svid && now.roots == sent.roots {
+		if now == sent {
 			return nil
 		}
 		sent = now

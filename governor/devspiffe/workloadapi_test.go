@@ -452,8 +452,11 @@ func TestBadRequestsAreRefused(t *testing.T) {
 func TestSocketsArePrivateAndNeverPaths(t *testing.T) {
 	t.Parallel()
 	config := defaults(t, devspiffe.Config{Dir: filepath.Join(t.TempDir(), "d")})
-	a := start(t, config)
 	socks := filepath.Join(config.Dir, "sock")
+	if err := os.MkdirAll(socks, 0o755); err != nil { // left behind by somebody careless
+		t.Fatal(err)
+	}
+	a := start(t, config)
 	files := map[string]string{}
 	for id, want := range map[string]string{
 		"/agent/planner":        "planner.sock",
