@@ -189,6 +189,9 @@ func limit(s string) string { return s[:min(len(s), 256)] }
 func (g *Guard) check(ctx context.Context, p Presentation, tool string, args []byte, caller string) (*Call, *wire.Error) {
 	now := g.cfg.Now()
 	t := g.trusted(now)
+	if len(t.issuers) == 0 {
+		return &Call{}, wire.Refuse(wire.CodeGuardGovernor, "the guard trusts nobody yet: its operator must configure an issuer")
+	}
 
 	// 1. The chain: signatures, attenuation, profile. Once for each chain.
 	v := t.chains.get(p.Chain)

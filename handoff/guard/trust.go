@@ -17,8 +17,8 @@ import (
 // nothing that was verified under a key outlives the trust in it.
 type trust struct {
 	issuers  []Issuer
-	lapses   time.Time        // when the next of the governors' keys is not trusted any more; zero: never
-	verifier aat.Verifier     // without Seen
+	lapses   time.Time    // when the next of the governors' keys is not trusted any more; zero: never
+	verifier aat.Verifier // without Seen
 	profile  profile.Profile
 	feeds    map[string]*feed // :: issuer's URI → its governor's feed
 	chains   *chains
