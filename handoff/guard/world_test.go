@@ -200,7 +200,7 @@ func (h holding) offerClaim(to string) wire.HandoffClaim {
 		labels = []string{"internal"}
 	}
 	return wire.HandoffClaim{
-		Labels: labels,
+		Labels:  labels,
 		Session: h.session(), To: to, Mode: wire.ModeDelegate, TaskHash: wire.TaskHash(nil, nil), ContentType: "text/plain",
 		Deadline: h.leaf().Claims.ExpiresAt,
 	}
