@@ -212,14 +212,14 @@ func (c *claim) sequence(b *batch) error {
 			RetryAfter: int((h.leased-b.now)/1000) + 1,
 		}}
 		return nil
+	case h.status == statusDenied, h.status == statusHeld, h.status == statusCompleted, h.status == statusFailed:
+		c.outcome = wire.Claimed{ID: c.id, Reasons: h.reasons,
+			Error: wire.Refuse(wire.CodeNotAdmitted, "the task is "+string(h.status))}
+		return nil
 	case h.status == statusExpired, now > h.deadline && h.status == statusAdmitted, now >= h.expires:
 		return refuse(wire.CodeExpired, "the task's deadline has passed")
 	case h.status == statusRevoked:
 		return refuse(wire.CodeRevoked, "the task was revoked")
-	case h.status != statusAdmitted && h.status != statusClaimed:
-		c.outcome = wire.Claimed{ID: c.id, Reasons: h.reasons,
-			Error: wire.Refuse(wire.CodeNotAdmitted, "the task is "+string(h.status))}
-		return nil
 	}
 	if refusal := h.parent.usable(now); refusal != nil && !(refusal.Code == wire.CodeParentEnded && h.status == statusClaimed) {
 		return refuse(refusal.Code, "the grant that the task was handed on from: "+refusal.Message)

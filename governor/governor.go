@@ -54,7 +54,8 @@ type Governor struct {
 	verifier  *aat.Verifier
 	profile   *profile.Profile
 	proposals chan []proposal
-	stopped   chan struct{}
+	ready     chan struct{} // closed once requests and offers are served
+	stopped   chan struct{} // closed when Run returns
 
 	quarantine struct {
 		sync.Mutex
@@ -91,7 +92,8 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	g := &Governor{
-		cfg: cfg, log: cfg.Logger, proposals: make(chan []proposal, 4), stopped: make(chan struct{}),
+		cfg: cfg, log: cfg.Logger, proposals: make(chan []proposal, 4),
+		ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	g.quarantine.counts = map[quarantineKey]int{}
 	g.profile = &profile.Profile{Governors: map[string][]ed25519.PublicKey{}}
@@ -105,7 +107,7 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		g.profile.Issuers = append(g.profile.Issuers, key)
 	}
 	g.profile.Governors[cfg.Issuer.URI()] = cfg.Keys.publicKeys()
-	g.state = newState(cfg.Keys, g.profile)
+	g.state = newState(cfg.Keys, g.verifier, g.profile)
 	feed, err := newFeed(cfg)
 	if err != nil {
 		return nil, err
@@ -122,7 +124,8 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 // record, and everything that was promised before a crash is out again.
 func (g *Governor) Run(ctx context.Context) error {
 	defer close(g.stopped)
-	group, ctx := errgroup.WithContext(ctx)
+	parent := ctx
+	group, ctx := errgroup.WithContext(parent)
 	batches := make(chan *batch, 4)
 	group.Go(func() error { g.sequence(ctx, batches); return nil })
 	group.Go(func() error { g.deliver(ctx, batches); return nil })
@@ -133,10 +136,17 @@ func (g *Governor) Run(ctx context.Context) error {
 		group.Go(func() error { g.ingress(ctx); return nil })
 		group.Go(func() error { g.tick(ctx); return nil })
 		group.Go(func() error { return g.cfg.Bus.Serve(ctx, g.serve) })
+		close(g.ready)
 		return nil
 	})
-	return group.Wait()
+	if err := group.Wait(); parent.Err() == nil {
+		return err
+	}
+	return nil // asked to stop
 }
+
+// Ready is closed once the governor serves.
+func (g *Governor) Ready() <-chan struct{} { return g.ready }
 
 // begin puts the bundle in force on record and publishes again what a crash may have swallowed.
 func (g *Governor) begin(ctx context.Context) error {

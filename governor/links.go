@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -31,28 +32,33 @@ func signedOnce(link *aat.Link, signer ed25519.PrivateKey) func() (string, error
 	})
 }
 
-// restore reads a link back that was verified before the ledger took it; parent is nil for a root.
-func (st *State) restore(parent *profile.Link, compact string) (*profile.Link, error) {
-	u, err := jws.Split(compact, wire.MaxToken)
+// restoreRoot verifies a root again, at the time its entry was written (Unix milliseconds).
+func (st *State) restoreRoot(compact string, at int64) (*profile.Link, error) {
+	v := *st.verifier
+	v.Now = func() time.Time { return time.UnixMilli(at) }
+	root, err := v.Root(compact)
 	if err != nil {
 		return nil, err
 	}
-	return st.restorePayload(parent, u.Payload)
+	return st.profile.Root(root)
 }
 
-func (st *State) restorePayload(parent *profile.Link, payload []byte) (*profile.Link, error) {
-	if parent == nil {
-		link, err := aat.Restore(nil, payload)
-		if err != nil {
-			return nil, err
-		}
-		return st.profile.Root(link)
-	}
-	link, err := aat.Restore(parent.Link, payload)
+// restoreOffer reads an offer back that was verified before the ledger took it.
+func (st *State) restoreOffer(parent *profile.Link, compact string) (*profile.Link, error) {
+	link, err := aat.RestoreToken(parent.Link, compact)
 	if err != nil {
 		return nil, err
 	}
 	return st.profile.Child(parent, link)
+}
+
+// restoreClaim reads a claim link back from the payload that the ledger holds of it.
+func (st *State) restoreClaim(offer *profile.Link, payload []byte) (*profile.Link, error) {
+	link, err := aat.Restore(offer.Link, payload)
+	if err != nil {
+		return nil, err
+	}
+	return st.profile.Child(offer, link)
 }
 
 // peeked is what an offer says of itself before anybody has vouched for it.

@@ -73,12 +73,15 @@ func (h *handoff) resultTo() string {
 
 // verify finds the task and checks the signature of a grant that it was given to. A superseded process is told so.
 func (r *result) verify() {
+	if ids := r.in.Header[wire.HeaderID]; len(ids) == 1 {
+		r.id = ids[0] // so that a refusal can say what it is about
+	}
 	head, refusal := readHeaders(r.in.Header, wire.HeaderID, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
 		r.refusal = refusal
 		return
 	}
-	r.id, r.token, r.trace = head.get(wire.HeaderID), head.get(wire.HeaderToken), head.traceparent()
+	r.token, r.trace = head.get(wire.HeaderToken), head.traceparent()
 	var err error
 	switch {
 	case len(r.token) > wire.MaxToken:

@@ -243,7 +243,7 @@ func (g *Governor) recoverState(ctx context.Context) {
 
 // rebuild replays the ledger into a fresh state.
 func (g *Governor) rebuild(ctx context.Context) error {
-	fresh := newState(g.cfg.Keys, g.profile)
+	fresh := newState(g.cfg.Keys, g.verifier, g.profile)
 	for i := range g.cfg.Log.Size() {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -37,13 +37,15 @@ type State struct {
 	held     map[uint64]*heldRecord // index of a held decision → what waits
 	expiries expiries               // what to end when, soonest first
 
-	keys    *Keys
-	profile *profile.Profile
+	keys     *Keys
+	verifier *aat.Verifier
+	profile  *profile.Profile
 }
 
-func newState(keys *Keys, p *profile.Profile) *State {
+func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 	return &State{
 		keys:     keys,
+		verifier: v,
 		profile:  p,
 		sessions: map[string]*session{},
 		handoffs: map[string]*handoff{},
@@ -172,16 +174,13 @@ type grant struct {
 
 // usable tells why the grant may not act as a leaf or parent at the time now (Unix seconds), or nil.
 func (g *grant) usable(now int64) *wire.Error {
-	for a := g; a != nil; a = a.parent {
-		if a.state == revoked {
-			return wire.Refuse(wire.CodeParentRevoked, "this grant was revoked, or one above it; open another session")
-		}
-	}
 	switch {
 	case g.session.over != "":
 		return sessionOver(g.session)
 	case now >= g.session.expires:
 		return wire.Refuse(wire.CodeSessionExpired, "the session has expired; open another with a longer ttl")
+	case g.state == revoked: // and so is everything below a revoked grant
+		return wire.Refuse(wire.CodeParentRevoked, "this grant was revoked, or one above it; open another session")
 	case g.state == ended:
 		return wire.Refuse(wire.CodeParentEnded, "this grant ended with its task; act under one that is live")
 	case now >= g.expires:
@@ -191,7 +190,7 @@ func (g *grant) usable(now int64) *wire.Error {
 }
 
 func sessionOver(s *session) *wire.Error {
-	if s.over == "expired" {
+	if s.over == reasonExpired {
 		return wire.Refuse(wire.CodeSessionExpired, "the session has expired; open another with a longer ttl")
 	}
 	return wire.Refuse(wire.CodeSessionClosed, "the session is closed; open another")
@@ -301,7 +300,7 @@ func (st *State) apply(e *entry.Entry, k known) error {
 
 func (st *State) applyOpened(e *entry.Entry) error {
 	o := e.Opened
-	link, err := st.restore(nil, o.Root)
+	link, err := st.restoreRoot(o.Root, e.Time)
 	if err != nil {
 		return err
 	}
@@ -405,7 +404,7 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 				return err
 			}
 			k.handoff = &p.Claim
-			if k.offer, err = st.restore(parent.link, d.Offer); err != nil && d.Effect != wire.EffectDeny {
+			if k.offer, err = st.restoreOffer(parent.link, d.Offer); err != nil && d.Effect != wire.EffectDeny {
 				return err
 			}
 		}
@@ -480,7 +479,7 @@ func (st *State) applyClaimed(e *entry.Entry, k known) error {
 	link := k.claim
 	if link == nil {
 		var err error
-		if link, err = st.restorePayload(h.offer, c.Payload); err != nil {
+		if link, err = st.restoreClaim(h.offer, c.Payload); err != nil {
 			return err
 		}
 	}

@@ -52,6 +52,8 @@ type Config struct {
 	People map[string]aat.JWK
 	// SVIDTTL is the lifetime of X.509-SVIDs of the development Workload API. 0: an hour.
 	SVIDTTL time.Duration
+	// Now is the governor's clock. Nil: time.Now.
+	Now func() time.Time
 	// Logger hears what an operator must know. Nil: nobody does.
 	Logger *slog.Logger
 }
@@ -143,6 +145,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	closers = append(closers, d.server.Close)
 	root, err := issuer.New(issuer.Config{
 		URI: d.Endpoint.Issuer, Key: keys.issuer, Governor: d.Endpoint.Governor, Ceiling: cfg.Ceiling, People: cfg.People,
+		Now: cfg.Now,
 	})
 	if err != nil {
 		return nil, err
@@ -154,7 +157,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	g, err := governor.New(ctx, governor.Config{
 		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
-		Logger: cfg.Logger,
+		Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -168,7 +171,13 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		defer close(d.done)
 		d.err = g.Run(running)
 	}()
-	return d, nil
+	select {
+	case <-g.Ready():
+		return d, nil
+	case <-d.done:
+		cancel(nil)
+		return nil, fmt.Errorf("the governor did not start: %w", d.err)
+	}
 }
 
 // Done is closed when the governor has stopped, by itself or by Close.
