@@ -15,7 +15,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 )
 
-// builtinsVersion counts changes to the meaning of handoff.subsumes and handoff.permits, scope arithmetic included.
+// builtinsVersion counts changes to the meaning of the functions of ours below, scope arithmetic included.
 const builtinsVersion = "1"
 
 // Engine names what evaluates: OPA and our own builtins, each with its version, as in "opa 1.22.2, handoff 1". It is
@@ -60,6 +60,18 @@ type builtin struct {
 var anyObject = types.NewObject(nil, types.NewDynamicProperty(types.S, types.A))
 
 var ours = []builtin{
+	{
+		decl: &rego.Function{
+			Name:        "handoff.whole",
+			Description: "whether input is all that an entry point is given, with each member of its type and no other",
+			Decl:        types.NewFunction(types.Args(types.Named("entry", types.S), types.Named("input", types.A)), types.B),
+		},
+		call: func(_ rego.BuiltinContext, args []*ast.Term) (*ast.Term, error) {
+			entry, _ := args[0].Value.(ast.String)
+			shape, ok := wholeInputs[string(entry)]
+			return ast.InternedTerm(ok && shape(args[1].Value)), nil
+		},
+	},
 	{
 		decl: &rego.Function{
 			Name:        "handoff.subsumes",

@@ -177,18 +177,18 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-type member struct {
+type packed struct {
 	name string
 	kind byte
 	data string
 }
 
-func archive(t testing.TB, members ...member) []byte {
+func archive(t testing.TB, files ...packed) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	zip := gzip.NewWriter(&out)
 	w := tar.NewWriter(zip)
-	for _, m := range members {
+	for _, m := range files {
 		h := &tar.Header{Name: m.name, Typeflag: m.kind, Size: int64(len(m.data)), Mode: 0o600}
 		if m.kind == tar.TypeSymlink {
 			h.Linkname = "/etc/passwd"
@@ -210,7 +210,7 @@ func archive(t testing.TB, members ...member) []byte {
 }
 
 func TestParseRefuses(t *testing.T) {
-	bomb := archive(t, member{"/a.rego", tar.TypeReg, strings.Repeat(" ", MaxBundleContent+1)})
+	bomb := archive(t, packed{"/a.rego", tar.TypeReg, strings.Repeat(" ", MaxBundleContent+1)})
 	for name, c := range map[string]struct {
 		data []byte
 		says string
@@ -219,18 +219,18 @@ func TestParseRefuses(t *testing.T) {
 		"cut short":   {Default().Bytes()[:500], ""},
 		"too large":   {make([]byte, MaxBundle+1), "at most"},
 		"a bomb":      {bomb, "more than"},
-		"a link":      {archive(t, member{"/a.rego", tar.TypeSymlink, ""}), "not a regular file"},
-		"a way out":   {archive(t, member{"../a.rego", tar.TypeReg, ""}), "not a path inside"},
-		"the same":    {archive(t, member{"/a.rego", tar.TypeReg, ""}, member{"a.rego", tar.TypeReg, ""}), "twice"},
-		"a signature": {archive(t, member{"/.signatures.json", tar.TypeReg, "{}"}), "neither policy"},
-		"Wasm":        {archive(t, member{"/policy.wasm", tar.TypeReg, ""}), "neither policy"},
+		"a link":      {archive(t, packed{"/a.rego", tar.TypeSymlink, ""}), "not a regular file"},
+		"a way out":   {archive(t, packed{"../a.rego", tar.TypeReg, ""}), "not a path inside"},
+		"the same":    {archive(t, packed{"/a.rego", tar.TypeReg, ""}, packed{"a.rego", tar.TypeReg, ""}), "twice"},
+		"a signature": {archive(t, packed{"/.signatures.json", tar.TypeReg, "{}"}), "neither policy"},
+		"Wasm":        {archive(t, packed{"/policy.wasm", tar.TypeReg, ""}), "neither policy"},
 	} {
 		if _, err := Parse(c.data); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: got %v; want %q", name, err, c.says)
 		}
 	}
-	built := archive(t, member{"/.manifest", tar.TypeReg, `{"revision":"x"}`}, member{"/p", tar.TypeDir, ""},
-		member{"/p/a.rego", tar.TypeReg, "package a"}, member{"/p/a_test.rego", tar.TypeReg, "package b"})
+	built := archive(t, packed{"/.manifest", tar.TypeReg, `{"revision":"x"}`}, packed{"/p", tar.TypeDir, ""},
+		packed{"/p/a.rego", tar.TypeReg, "package a"}, packed{"/p/a_test.rego", tar.TypeReg, "package b"})
 	b, err := Parse(built)
 	if err != nil || len(b.Files()) != 2 || b.Files()[1].Path != "p/a.rego" {
 		t.Errorf("what `opa build` writes: %v, %v", b, err)
@@ -270,7 +270,7 @@ func TestWithData(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(Default().Bytes())
-	f.Add(archive(f, member{"/a.rego", tar.TypeReg, "package a"}, member{"/data.yaml", tar.TypeReg, "a: 1"}))
+	f.Add(archive(f, packed{"/a.rego", tar.TypeReg, "package a"}, packed{"/data.yaml", tar.TypeReg, "a: 1"}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b, err := Parse(data)
 		if err != nil {

@@ -3,9 +3,11 @@ package policies
 import (
 	"bytes"
 	"context"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -95,12 +97,24 @@ func TestOnlyWholeInputsAreAllowed(t *testing.T) {
 		}
 		changes := 0
 		mutate(decoded, func(v any) { decoded = v }, func(what string) {
-			text, err := json.Marshal(decoded)
+			text, err := stdjson.Marshal(decoded) // jsonschema works on its json.Number
 			if err != nil {
 				t.Fatal(err)
 			}
-			if changes++; !valid(decoded) && effect(t, s, entry, text) == wire.EffectAllow {
+			changes++
+			v, err := decodeValue(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if wholeInputs[entry](v) && !valid(decoded) {
+				t.Errorf("%s: the schema refuses what is whole with %s: %s", entry, what, text)
+			}
+			if got := effect(t, s, entry, text); got == wire.EffectAllow && !valid(decoded) {
 				t.Errorf("%s: allowed with %s: %s", entry, what, text)
+			}
+			// What the schema accepts beyond that is an identity that does not agree, or a depth.
+			if valid(decoded) && !wholeInputs[entry](v) && !beyondSchema.MatchString(what) {
+				t.Errorf("%s: the schema accepts what is not whole, with %s: %s", entry, what, text)
 			}
 		})
 		if changes < 100 {
@@ -108,6 +122,8 @@ func TestOnlyWholeInputsAreAllowed(t *testing.T) {
 		}
 	}
 }
+
+var beyondSchema = regexp.MustCompile(`for (spiffe:|/agent|handoff\.local|1$|\[map\[from)`)
 
 // mutate calls visit for each change of each value within v: gone, and of every other type.
 func mutate(v any, set func(any), visit func(what string)) {

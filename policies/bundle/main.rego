@@ -2,6 +2,7 @@
 # title: The entry points
 # description: |
 #   Each asks every concern for its denials, and allows only where the input was proven whole and no concern denies.
+#   Denials are found by looking for what is wrong, and what is missing never looks wrong: hence the proof.
 package handoff
 
 import data.handoff.approval
@@ -10,7 +11,6 @@ import data.handoff.impact
 import data.handoff.labels
 import data.handoff.limits
 import data.handoff.rbac
-import data.handoff.shape
 import data.handoff.trust
 
 # What is not proven to be a whole input is denied. Other than that, nothing is said about it.
@@ -23,7 +23,7 @@ incomplete := {
 # title: May this principal open this root?
 # entrypoint: true
 session := answer(denials, set(), bounds) if {
-	shape.session
+	handoff.whole("session", input)
 	denials := union({trust.session, rbac.session, labels.session, limits.session})
 	bounds := {
 		"ceiling": rbac.agent_ceiling,
@@ -36,7 +36,7 @@ session := answer(denials, set(), bounds) if {
 # title: May this handoff be offered, or claimed?
 # entrypoint: true
 decision := answer(denials, approval.decision, bounds) if {
-	shape.decision
+	handoff.whole("decision", input)
 	denials := union({
 		trust.decision, rbac.decision, labels.decision,
 		impact.decision, duties.decision, limits.decision,
@@ -52,7 +52,7 @@ decision := answer(denials, approval.decision, bounds) if {
 # title: May this result go back?
 # entrypoint: true
 result := answer(denials, approval.result, {}) if {
-	shape.result
+	handoff.whole("result", input)
 	denials := trust.result | labels.result
 } else := incomplete
 
@@ -60,7 +60,7 @@ result := answer(denials, approval.result, {}) if {
 # title: May this tool be called?
 # entrypoint: true
 call := answer(denials, set(), {}) if {
-	shape.call
+	handoff.whole("call", input)
 	denials := union({trust.call, rbac.call, labels.call})
 } else := incomplete
 

@@ -3,7 +3,6 @@
 package handoff
 
 import data.handoff.impact
-import data.handoff.shape
 
 # The type of each member that an entry of a section may have.
 sections := {
@@ -140,11 +139,14 @@ has_type(value, "boolean") if is_boolean(value)
 
 has_type(value, "string") if is_string(value)
 
-has_type(value, "strings") if shape.strings(value)
+has_type(value, "strings") if strings(value)
 
 has_type(value, "class") if impact.ranks[value]
 
-has_type(value, "count") if shape.whole(value)
+has_type(value, "count") if {
+	is_number(value)
+	value >= 0
+}
 
 has_type("*", "tools")
 
@@ -152,3 +154,10 @@ has_type("*", "tools")
 has_type(value, "tools") if handoff.subsumes(value, value)
 
 has_type(value, "arguments") if handoff.subsumes({"tool": value}, {"tool": value})
+
+strings(list) if {
+	is_array(list)
+	every item in list {
+		is_string(item)
+	}
+}
