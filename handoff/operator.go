@@ -1,0 +1,181 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// Operator is a person's or a program's hand on the governor: it reads the ledger, closes sessions, revokes, approves and
+// changes policy. It has no inbox and no process key, and cannot hold authority. It is safe for use by several goroutines
+// at once.
+//
+// Refusals are [*wire.Error]. A request that gets no answer is sent again until ctx ends, so give ctx a deadline.
+type Operator struct{ client *Client }
+
+// ConnectOperator connects as an operator, whose SPIFFE ID is below /operator/ in the governor's trust domain. Of Config,
+// Key, MaxTasks and Prefetch mean nothing here.
+func ConnectOperator(ctx context.Context, cfg Config) (_ *Operator, err error) {
+	if cfg.URL == "" {
+		return nil, errors.New("handoff: Config.URL is missing")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{cfg: cfg, log: cfg.Logger}
+	c.ctx, c.stop = context.WithCancelCause(context.Background())
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if err := c.identify(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.connect(ctx); err != nil {
+		return nil, err
+	}
+	if source, ok := c.cfg.Source.(interface{ Updated() <-chan struct{} }); ok {
+		c.work.Go(func() { c.rotate(source.Updated()) })
+	}
+	return &Operator{client: c}, nil
+}
+
+// Name is the operator's full name, which the ledger records beside what is done here.
+func (o *Operator) Name() string { return string(o.client.name) }
+
+// Close disconnects. Closing twice is no error.
+func (o *Operator) Close() error { return o.client.Close() }
+
+// Health says how the governor is.
+func (o *Operator) Health(ctx context.Context) (*wire.Health, error) {
+	a, err := o.ask(ctx, wire.VerbHealth, wire.OperatorRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if a.Health == nil {
+		return nil, errors.New("handoff: the governor's answer says nothing of its health")
+	}
+	return a.Health, nil
+}
+
+// Sessions lists the newest sessions that the governor still knows without its ledger, up to a thousand, newest first:
+// those that are open, and those that are over and would not have expired yet.
+func (o *Operator) Sessions(ctx context.Context) ([]wire.SessionStatus, error) {
+	a, err := o.ask(ctx, wire.VerbSessionList, wire.OperatorRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return a.Sessions, nil
+}
+
+// CloseSession ends a session and revokes everything under it. Closing one that is over is no error.
+func (o *Operator) CloseSession(ctx context.Context, id, reason string) (*wire.SessionStatus, error) {
+	return request(ctx, o, wire.VerbSessionClose, wire.OperatorRequest{Session: id, Reason: reason},
+		func(a *wire.SessionStatus) *wire.Error { return a.Error })
+}
+
+// Entries yields the ledger's encoded entries from an index on, to the last there is when it gets there.
+func (o *Operator) Entries(ctx context.Context, from uint64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for next := from; ; {
+			page, err := o.ask(ctx, wire.VerbChainEntries, wire.OperatorRequest{From: next})
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if len(page.Entries) == 0 {
+				return
+			}
+			for _, encoded := range page.Entries {
+				if !yield(encoded, nil) {
+					return
+				}
+			}
+			if next += uint64(len(page.Entries)); next >= page.Size {
+				return
+			}
+		}
+	}
+}
+
+// Checkpoint returns the ledger's newest signed checkpoint.
+func (o *Operator) Checkpoint(ctx context.Context) ([]byte, error) {
+	a, err := o.ask(ctx, wire.VerbCheckpoint, wire.OperatorRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return []byte(a.Checkpoint), nil
+}
+
+// Body returns the salt and the bytes kept beside an entry: a task, a result or an objective.
+func (o *Operator) Body(ctx context.Context, index uint64) (salt, body []byte, err error) {
+	a, err := o.ask(ctx, wire.VerbBody, wire.OperatorRequest{Index: index})
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.Salt, a.Body, nil
+}
+
+// Bundle returns the bytes of a policy bundle that was in force.
+func (o *Operator) Bundle(ctx context.Context, digest string) ([]byte, error) {
+	a, err := o.ask(ctx, wire.VerbBundle, wire.OperatorRequest{Digest: digest})
+	if err != nil {
+		return nil, err
+	}
+	return a.Bundle, nil
+}
+
+// Activate puts a policy bundle in force, and has every live grant judged again under it. It returns the entry that says
+// so. After an error the bundle before it is still in force.
+func (o *Operator) Activate(ctx context.Context, bundle []byte) (entry uint64, err error) {
+	a, err := o.ask(ctx, wire.VerbBundleActivate, wire.OperatorRequest{Bundle: bundle})
+	if err != nil {
+		return 0, err
+	}
+	return a.Entry, nil
+}
+
+// Revoke withdraws a grant and everything below it: id is a handoff's, a link's jti, or a session's. The reason is for
+// the record and must be given.
+func (o *Operator) Revoke(ctx context.Context, id, reason string) (entry uint64, err error) {
+	a, err := o.ask(ctx, wire.VerbRevoke, wire.OperatorRequest{ID: id, Reason: reason})
+	if err != nil {
+		return 0, err
+	}
+	return a.Entry, nil
+}
+
+// Approve answers the decision to hold that stands at an index of the ledger. The policy judges again, with the approval
+// in its input, and may still say no: status says what the handoff is after that, such as "admitted" or "denied".
+func (o *Operator) Approve(ctx context.Context, held uint64, approve bool) (entry uint64, status string, err error) {
+	a, err := o.ask(ctx, wire.VerbApprove, wire.OperatorRequest{Index: held, Approve: approve})
+	if err != nil {
+		return 0, "", err
+	}
+	return a.Entry, a.Effect, nil
+}
+
+func (o *Operator) ask(ctx context.Context, verb string, q wire.OperatorRequest) (*wire.OperatorResponse, error) {
+	return request(ctx, o, verb, q, func(a *wire.OperatorResponse) *wire.Error { return a.Error })
+}
+
+func request[T any](
+	ctx context.Context, o *Operator, verb string, q wire.OperatorRequest, refusal func(*T) *wire.Error,
+) (*T, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("handoff: encoding the request: %w", err)
+	}
+	return call(ctx, o.client, wire.OperatorSubject(verb), func() ([]byte, error) { return body, nil }, refusal)
+}
