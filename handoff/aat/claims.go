@@ -1,13 +1,13 @@
 package aat
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"math"
 	"strconv"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jcs"
@@ -116,21 +116,26 @@ func readMembers(payload []byte) (*members, error) {
 	return m, err
 }
 
-func (m *members) readHolder() (JWK, ed25519.PublicKey, error) {
-	var cnf struct {
-		JWK *JWK `json:"jwk"`
-	}
+func (m *members) readHolder() (holder JWK, key ed25519.PublicKey, err error) {
 	if m.cnf == nil {
-		return JWK{}, nil, errMissing
+		return holder, nil, errMissing
 	}
-	if err := json.Unmarshal(m.cnf, &cnf); err != nil {
-		return JWK{}, nil, err
+	var jwk jsontext.Value
+	if err := rawMembers(m.cnf, func(name string, value jsontext.Value) {
+		if name == "jwk" {
+			jwk = value
+		}
+	}); err != nil {
+		return holder, nil, err
 	}
-	if cnf.JWK == nil {
-		return JWK{}, nil, errors.New("it has no jwk")
+	if jwk == nil {
+		return holder, nil, errors.New("it has no jwk")
 	}
-	key, err := cnf.JWK.Key()
-	return *cnf.JWK, key, err
+	if err := holder.UnmarshalJSON(jwk); err != nil {
+		return holder, nil, err
+	}
+	key, err = holder.Key()
+	return holder, key, err
 }
 
 // readAudience cannot fail: an aud that is no audience names nobody, which is for step 6c to refuse.
@@ -167,12 +172,27 @@ func (m *members) readTools() (Tools, error) {
 	if m.details.Kind() != '[' {
 		return nil, errDetails
 	}
-	var entries []jsontext.Value // of our type
+	ours := 0
+	var raw jsontext.Value // tools of the last entry of our type
 	err := decodeWhole(m.details, func(dec *jsontext.Decoder) error {
 		return readArray(dec, func() error {
-			v, err := dec.ReadValue()
-			if err == nil && entryType(v) == detailsType {
-				entries = append(entries, v.Clone())
+			if dec.PeekKind() != '{' {
+				return dec.SkipValue()
+			}
+			var typ, tools jsontext.Value
+			err := readObject(dec, func(name string) error {
+				v, err := rawValue(dec, m.details)
+				switch name {
+				case "type":
+					typ = v
+				case "tools":
+					tools = v
+				}
+				return err
+			})
+			if s, _ := stringOf(typ); s == detailsType {
+				ours++
+				raw = tools
 			}
 			return err
 		})
@@ -180,17 +200,11 @@ func (m *members) readTools() (Tools, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case len(entries) > 1:
+	case ours > 1:
 		return nil, errTwice
-	case len(entries) == 0:
+	case ours == 0:
 		return nil, nil
-	}
-	var raw jsontext.Value
-	if err := rawMembers(entries[0], func(name string, value jsontext.Value) {
-		if name == "tools" {
-			raw = value
-		}
-	}); err != nil || raw == nil {
+	case raw == nil:
 		return nil, errEntry
 	}
 	var tools Tools
@@ -203,18 +217,6 @@ func (m *members) readTools() (Tools, error) {
 		return nil, errEntry
 	}
 	return tools, err
-}
-
-func entryType(entry jsontext.Value) (typ string) {
-	if entry.Kind() != '{' {
-		return ""
-	}
-	_ = rawMembers(entry, func(name string, value jsontext.Value) {
-		if name == "type" {
-			typ, _ = stringOf(value)
-		}
-	})
-	return typ
 }
 
 func isObjectOfObjects(v jsontext.Value) bool {
@@ -230,6 +232,9 @@ func stringOf(v jsontext.Value) (string, error) {
 	}
 	if v.Kind() != '"' {
 		return "", errors.New("it is not a string")
+	}
+	if bytes.IndexByte(v, '\\') < 0 { // nothing is escaped, and the syntax was checked when v was read
+		return string(v[1 : len(v)-1]), nil
 	}
 	b, err := jsontext.AppendUnquote(nil, v)
 	return string(b), err

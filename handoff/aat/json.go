@@ -5,15 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The readers below work on jsontext, which refuses duplicate member names, invalid UTF-8 and bad syntax by itself.
 
+// decoders keeps what a decoder has grown to tell duplicate names apart: tokens are many, small and alike.
+var decoders = sync.Pool{New: func() any { return jsontext.NewDecoder(nothing{}) }}
+
+// nothing is the input of a decoder in the pool, so that it holds on to nobody's bytes.
+type nothing struct{}
+
+func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
+
 // decodeWhole runs read over b and refuses what it leaves.
 func decodeWhole(b []byte, read func(*jsontext.Decoder) error) error {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(b))
+	dec := decoders.Get().(*jsontext.Decoder)
+	defer func() {
+		dec.Reset(nothing{})
+		decoders.Put(dec)
+	}()
+	dec.Reset(bytes.NewBuffer(b))
 	if err := read(dec); err != nil {
 		return err
 	}
@@ -71,17 +85,25 @@ func unexpected(dec *jsontext.Decoder, want string) error {
 	return fmt.Errorf("want %s", want)
 }
 
-// rawMembers returns the members of the object b, each value as written. They share memory with b.
+// rawMembers reads the object b and gives each member's value as it is written. Values share memory with b.
 func rawMembers(b []byte, member func(name string, value jsontext.Value)) error {
 	return decodeWhole(b, func(dec *jsontext.Decoder) error {
 		return readObject(dec, func(name string) error {
-			v, err := dec.ReadValue()
-			if err != nil {
-				return err
+			v, err := rawValue(dec, b)
+			if err == nil {
+				member(name, v)
 			}
-			end := dec.InputOffset()
-			member(name, jsontext.Value(b[end-int64(len(v)):end]))
-			return nil
+			return err
 		})
 	})
+}
+
+// rawValue reads the next value of b, which dec decodes. What a decoder itself returns is good until its next read only.
+func rawValue(dec *jsontext.Decoder, b []byte) (jsontext.Value, error) {
+	v, err := dec.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	end := dec.InputOffset()
+	return b[end-int64(len(v)) : end : end], nil
 }

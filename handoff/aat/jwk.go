@@ -9,7 +9,7 @@ import (
 	"fmt"
 
 	"filippo.io/edwards25519"
-	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 )
@@ -29,15 +29,29 @@ func NewJWK(key ed25519.PublicKey) JWK {
 
 // UnmarshalJSON refuses everything but the one form of a JWK. Whether X is a point that may be trusted, [JWK.Key] says.
 func (j *JWK) UnmarshalJSON(b []byte) error {
-	type plain JWK
-	var p plain
-	if err := json.Unmarshal(b, &p, json.RejectUnknownMembers(true)); err != nil {
+	var read JWK
+	err := decodeWhole(b, func(dec *jsontext.Decoder) error {
+		return readObject(dec, func(name string) (err error) {
+			switch name {
+			case "kty":
+				read.Kty, err = readString(dec)
+			case "crv":
+				read.Crv, err = readString(dec)
+			case "x":
+				read.X, err = readString(dec)
+			default:
+				err = fmt.Errorf("member %q does not belong to a public key", name)
+			}
+			return err
+		})
+	})
+	if err != nil {
 		return fmt.Errorf("jwk: %w", err)
 	}
-	if _, err := JWK(p).bytes(); err != nil {
+	if _, err := read.bytes(); err != nil {
 		return err
 	}
-	*j = JWK(p)
+	*j = read
 	return nil
 }
 
