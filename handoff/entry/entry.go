@@ -1,6 +1,12 @@
-// Package entry is the encoding of the governor's ledger, and the verifier of it. It shares nothing with the writer but
-// this encoding: whoever distrusts the governor needs this package (or docs/ledger.md and any JSON and SHA-256), the
-// log's public key and the issuer's, and nothing else.
+// Package entry is the encoding of the governor's ledger, and the verifier of it.
+//
+// An [Entry] is one thing that happened: a session was opened, an offer decided, a task claimed. A [Checkpoint] is the
+// log's signature over all entries up to one, by way of their Merkle tree. [Verify] reads a whole log and finds the first
+// entry that cannot be true; [CheckInclusion] and [CheckConsistency] need only a proof.
+//
+// The verifier shares nothing with the writer but this encoding and the reading of tokens (package aat): whoever distrusts
+// the governor needs this package, or docs/ledger.md and any JSON and SHA-256, with the log's public key and the
+// issuer's, and nothing else.
 package entry
 
 import (
@@ -43,7 +49,9 @@ type Entry struct {
 	Handoff string `json:"handoff,omitempty"` // its ID: the jti of its offer link
 	From    string `json:"from,omitempty"`    // agent names
 	To      string `json:"to,omitempty"`
-	Grant   string `json:"grant,omitempty"` // jti of the link acted under; of a claim, the one it parents
+	// Grant is the jti of the grant acted under: the parent of an offer, the maker of a result, the root of an opened or
+	// closed session; of a claim, the grant that it makes.
+	Grant string `json:"grant,omitempty"`
 
 	Prev Prev `json:"prev"`
 
@@ -109,12 +117,12 @@ type Decided struct {
 	Offer    string        `json:"offer,omitempty"` // the offer link, compact; absent at the claim stage
 	Effect   string        `json:"effect"`          // allow | deny | hold
 	Reasons  []wire.Reason `json:"reasons,omitempty"`
-	Granted  aat.Tools     `json:"granted,omitempty"` // Meet(offer, ceiling), for allow
-	Labels   []string      `json:"labels,omitempty"`  // those that count
+	Granted  aat.Tools     `json:"granted,omitzero"` // Meet(offer, ceiling), for allow and hold
+	Labels   []string      `json:"labels,omitempty"` // those that count
 	TaskHash string        `json:"task_hash,omitempty"`
-	Expires  int64         `json:"exp,omitempty"`      // Unix seconds: last moment of the work
-	Deadline int64         `json:"deadline,omitempty"` // Unix seconds: last moment to claim
-	MaxDepth int           `json:"max_depth,omitempty"`
+	Expires  int64         `json:"exp,omitzero"`      // Unix seconds: last moment of the work
+	Deadline int64         `json:"deadline,omitzero"` // Unix seconds: last moment to claim
+	MaxDepth int           `json:"max_depth,omitzero"`
 	Decision *Decision     `json:"decision,omitempty"` // absent where the offer failed before policy was asked
 }
 
