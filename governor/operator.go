@@ -16,7 +16,14 @@ import (
 
 // serve answers one request, whatever happens.
 func (g *Governor) serve(ctx context.Context, r wire.Request) {
-	answer, err := json.Marshal(g.respond(ctx, r), json.Deterministic(true))
+	var answer []byte
+	var err error
+	switch v := g.respond(ctx, r).(type) {
+	case statement:
+		answer = []byte(v)
+	default:
+		answer, err = json.Marshal(v, json.Deterministic(true))
+	}
 	if err != nil {
 		g.log.ErrorContext(ctx, "an answer could not be encoded", "verb", r.Verb, "err", err)
 		answer = []byte(`{"error":{"code":"unavailable","message":"the answer could not be encoded; tell the operator"}}`)
@@ -77,7 +84,7 @@ func (g *Governor) revocations(r wire.Request) any {
 	return statement(token)
 }
 
-// statement is an answer that is a JWS and nothing else.
+// statement is an answer that is a compact JWS, and no JSON around it.
 type statement string
 
 // operate answers an operator. Its account is what makes it one: no agent can send here.

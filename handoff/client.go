@@ -128,8 +128,10 @@ func Connect(ctx context.Context, cfg Config) (_ *Client, err error) {
 	}
 	c.mail = newMail()
 	c.tasks = newTasks(c)
-	if _, err := c.nc.Subscribe(wire.SubjectReceipt, c.mail.receipt); err != nil {
-		return nil, fmt.Errorf("handoff: subscribing to receipts: %w", err)
+	if !c.guard() { // a guard sends nothing that there would be a receipt for
+		if _, err := c.nc.Subscribe(wire.SubjectReceipt, c.mail.receipt); err != nil {
+			return nil, fmt.Errorf("handoff: subscribing to receipts: %w", err)
+		}
 	}
 	c.work.Go(c.tasks.claim)
 	c.work.Go(c.tasks.renew)
@@ -137,6 +139,12 @@ func Connect(ctx context.Context, cfg Config) (_ *Client, err error) {
 		c.work.Go(func() { c.rotate(source.Updated()) })
 	}
 	return c, nil
+}
+
+// guard tells whether the client is a guard's, not an agent's.
+func (c *Client) guard() bool {
+	role, err := identity.RoleOf(c.id, c.cfg.Governor.TrustDomain())
+	return err == nil && role == identity.RoleGuard
 }
 
 // identify finds out who the agent is, and whom it talks to.
