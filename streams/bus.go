@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -280,13 +281,14 @@ func (b *Bus) Quarantine(ctx context.Context, in wire.Inbound, code wire.Code, r
 	return in.Term(string(code))
 }
 
-// oneLine makes text fit for a header.
+// oneLine makes text fit for a header. Cutting comes first, dropping what is no UTF-8 second, since replacing it would
+// make the text longer again.
 func oneLine(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+	text = strings.ToValidUTF8(text[:min(len(text), quarantineReason)], "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
-	}, text[:min(len(text), quarantineReason)])
-	return strings.TrimSpace(strings.ToValidUTF8(text, ""))
+	}, text)
 }

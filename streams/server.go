@@ -58,7 +58,7 @@ type Limits struct {
 	QuarantineAge   time.Duration // 30 days
 	Workers         int           // requests served at a time: 256, of one identity a quarter of that
 	Requests        int           // of one identity that wait for a worker: 256, and 8 MiB; over it: unavailable
-	PendingAnswers  int           // answers owed to all identities before the busiest is cut off: 200,000
+	PendingAnswers  int           // answers owed to all identities before who asks most is cut off: 200,000
 }
 
 func (l Limits) withDefaults() Limits {
@@ -122,6 +122,9 @@ type Server struct {
 	// cuts counts Disconnects, so that none is overtaken by a connection that is just being judged.
 	cuts atomic.Uint64
 
+	// received is the watch's: messages at its last look, while there are too many answers owed. :: account name → count
+	received map[string]int64
+
 	mu       sync.Mutex
 	accounts map[string]*account // :: account name → account
 }
@@ -137,7 +140,6 @@ type account struct {
 	registering sync.Mutex // makes the limit of connections exact
 
 	mu        sync.Mutex
-	received  int64     // messages, at the last look
 	barred    time.Time // no connection before then
 	throttled bool
 }

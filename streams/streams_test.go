@@ -313,26 +313,28 @@ func TestFloodOfOffersIsThrottledAndLeavesOthersServed(t *testing.T) {
 }
 
 func TestFloodOfPullsIsCutOff(t *testing.T) {
-	w := newWorld(t, func(c *streams.Config) { c.Limits.PendingAnswers = 5_000 })
-	flood, calm := w.join("agent/flood", nats.NoReconnect()), w.join("agent/calm")
-	subject := wire.InboxPrefix + ".CONSUMER.MSG.NEXT.INBOX.inbox"
-	deadline := time.After(20 * time.Second)
-	for n := 0; ; n++ {
-		_ = flood.PublishRequest(subject, fmt.Sprintf("_INBOX.x.%d", n), []byte(`{"batch":1,"expires":29000000000}`))
-		select {
-		case <-flood.closed:
-		case <-deadline:
-			t.Fatal("never cut off")
-		default:
-			continue
-		}
-		break
+	for name, reply := range map[string]func(n int) string{
+		"many replies": func(n int) string { return fmt.Sprintf("_INBOX.x.%d", n) },
+		"one reply":    func(int) string { return "_INBOX.x" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(c *streams.Config) { c.Limits.PendingAnswers = 5_000 })
+			flood, calm := w.join("agent/flood", nats.NoReconnect()), w.join("agent/calm")
+			subject := wire.InboxPrefix + ".CONSUMER.MSG.NEXT.INBOX.inbox"
+			deadline := time.Now().Add(20 * time.Second)
+			for n := 0; !flood.IsClosed(); n++ {
+				_ = flood.PublishRequest(subject, reply(n), []byte(`{"batch":1,"expires":29000000000}`))
+				if time.Now().After(deadline) {
+					t.Fatal("never cut off")
+				}
+			}
+			if _, err := w.dial("agent/flood"); err == nil {
+				t.Error("the flooder came straight back")
+			}
+			calm.offer("s", "b", "still here")
+			w.fetch(1)
+		})
 	}
-	if _, err := w.dial("agent/flood"); err == nil {
-		t.Error("the flooder came straight back")
-	}
-	calm.offer("s", "b", "still here")
-	w.fetch(1)
 }
 
 func TestConnectionEndsWithTheIdentity(t *testing.T) {

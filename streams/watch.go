@@ -82,46 +82,58 @@ func (s *Server) watchQueue() {
 }
 
 // watchAnswers keeps one identity from filling the server's table of answers owed. Each entry stays until it is
-// answered or its time is out, so a client that asks without end and reads nothing grows it by hundreds of thousands a
-// second. Over the limit the identity that sent most since the last look is cut off and barred for a minute.
+// answered or its time is out, so a client that asks without end and reads nothing grows it by tens of thousands a
+// second, at 600 B each. Over the limit the one to blame is cut off and barred for a minute.
 func (s *Server) watchAnswers() {
-	over := s.gov.NumPendingAllResponses() > s.limits.PendingAnswers
+	if s.gov.NumPendingAllResponses() <= s.limits.PendingAnswers {
+		s.received = nil
+		return
+	}
+	accounts := s.madeAccounts()
+	if len(accounts) == 0 {
+		return
+	}
+	// The server counts, for each account, the reply subjects under which answers are owed.
+	owed := func(acc *account) int { return acc.nats.NumPendingReverseResponses() }
+	most := slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(owed(a), owed(b)) })
+	if owed(most) >= s.limits.PendingAnswers/10 {
+		s.bar(most)
+		return
+	}
+	// Somebody uses one reply subject again and again, which no client library does. Between two looks that one sends
+	// most.
+	before := s.received
 	stats, err := s.nats.AccountStatz(&server.AccountStatzOptions{})
 	if err != nil {
 		s.watchFailed("pending answers", err)
 		return
 	}
-	received := make(map[string]int64, len(stats.Accounts))
+	s.received = make(map[string]int64, len(stats.Accounts))
 	for _, a := range stats.Accounts {
-		received[a.Account] = a.Received.Msgs
+		s.received[a.Account] = a.Received.Msgs
 	}
-	type sent struct {
-		acc  *account
-		msgs int64
-	}
-	var all []sent
-	for _, acc := range s.madeAccounts() {
-		acc.mu.Lock()
-		now := received[accountName(acc.role, acc.name)]
-		all = append(all, sent{acc, now - acc.received})
-		acc.received = now
-		acc.mu.Unlock()
-	}
-	if !over || len(all) == 0 {
+	if before == nil {
 		return
 	}
-	most := slices.MaxFunc(all, func(a, b sent) int { return cmp.Compare(a.msgs, b.msgs) })
-	if most.msgs <= 0 {
-		return
+	sent := func(acc *account) int64 {
+		key := accountName(acc.role, acc.name)
+		return s.received[key] - before[key]
 	}
+	most = slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(sent(a), sent(b)) })
+	if sent(most) > 0 {
+		s.bar(most)
+	}
+}
+
+// bar cuts an identity off for a while.
+func (s *Server) bar(acc *account) {
 	until := s.config.Now().Add(barFor)
-	most.acc.mu.Lock()
-	most.acc.barred = until
-	most.acc.mu.Unlock()
+	acc.mu.Lock()
+	acc.barred = until
+	acc.mu.Unlock()
 	s.cuts.Add(1)
-	s.log.WarnContext(s.ctx, "identity cut off for flooding", "name", most.acc.name, "role", most.acc.role,
-		"messages", most.msgs, "until", until)
-	if err := s.cut(accountName(most.acc.role, most.acc.name)); err != nil {
+	s.log.WarnContext(s.ctx, "identity cut off for flooding", "name", acc.name, "role", acc.role, "until", until)
+	if err := s.cut(accountName(acc.role, acc.name)); err != nil {
 		s.watchFailed("pending answers", err)
 	}
 }
