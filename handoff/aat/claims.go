@@ -8,6 +8,7 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jcs"
@@ -39,31 +40,55 @@ const detailsType = "attenuating_agent_token"
 
 // payload writes the claims as canonical JSON (RFC 8785), as draft section 3.5 advises.
 func (c *Claims) payload() ([]byte, error) {
-	claims := map[string]any{
-		"jti": c.ID, "iss": c.Issuer, "iat": c.IssuedAt, "exp": c.ExpiresAt,
-		"cnf": map[string]JWK{"jwk": c.Holder}, "del_depth": c.Depth, "del_max_depth": c.MaxDepth,
-	}
-	details := []any{}
-	if c.Tools != nil {
-		details = append(details, map[string]any{"type": detailsType, "tools": c.Tools})
-	}
-	claims["authorization_details"] = details
-	if c.ParentHash != "" {
-		claims["par_hash"] = c.ParentHash
-	}
-	switch {
-	case len(c.Audience) == 1:
-		claims["aud"] = c.Audience[0]
-	case c.Audience != nil:
-		claims["aud"] = c.Audience
-	}
+	claims := map[string]jsontext.Value{}
 	for name, v := range c.Extra {
 		if isOurs(name) {
 			return nil, fmt.Errorf("claim %q belongs to AAT and cannot be an extra one", name)
 		}
+		if !v.IsValid() {
+			return nil, fmt.Errorf("claim %q is not JSON", name)
+		}
 		claims[name] = v
 	}
-	return jcs.Marshal(claims)
+	var errs []error
+	quote := func(s string) jsontext.Value {
+		b, err := jsontext.AppendQuote(nil, s)
+		errs = append(errs, err)
+		return b
+	}
+	integer := func(n int64) jsontext.Value { return strconv.AppendInt(nil, n, 10) }
+	claims["jti"], claims["iss"] = quote(c.ID), quote(c.Issuer)
+	claims["iat"], claims["exp"] = integer(c.IssuedAt), integer(c.ExpiresAt)
+	claims["del_depth"], claims["del_max_depth"] = integer(int64(c.Depth)), integer(int64(c.MaxDepth))
+	claims["cnf"] = fmt.Appendf(nil, `{"jwk":{"crv":%s,"kty":%s,"x":%s}}`,
+		quote(c.Holder.Crv), quote(c.Holder.Kty), quote(c.Holder.X))
+	if c.ParentHash != "" {
+		claims["par_hash"] = quote(c.ParentHash)
+	}
+	switch {
+	case len(c.Audience) == 1:
+		claims["aud"] = quote(c.Audience[0])
+	case c.Audience != nil:
+		aud, err := json.Marshal(c.Audience)
+		errs = append(errs, err)
+		claims["aud"] = aud
+	}
+	claims["authorization_details"] = jsontext.Value("[]")
+	if c.Tools != nil {
+		tools, err := c.Tools.MarshalJSON()
+		errs = append(errs, err)
+		claims["authorization_details"] = fmt.Appendf(nil, `[{"tools":%s,"type":"%s"}]`, tools, detailsType)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	payload, err := appendMap(nil, claims, func(b []byte, _ string, v jsontext.Value) ([]byte, error) {
+		return append(b, v...), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return jcs.Canonical(payload)
 }
 
 // members are the claims of AAT as they were written, each nil where it is absent.
