@@ -92,7 +92,7 @@ func (p *Profile) Chain(chain []*aat.Link) ([]*Link, error) {
 		links = append(links, link)
 	}
 	if len(links)%2 == 0 { // also refuses the empty chain
-		return nil, wire.Refuse(wire.CodeAlternation, "a presented chain ends with a root or with a claim: a link of even depth")
+		return nil, refuseOddLeaf()
 	}
 	return links, nil
 }
@@ -100,12 +100,19 @@ func (p *Profile) Chain(chain []*aat.Link) ([]*Link, error) {
 // Holders checks again, of a chain that kept the profile, what a change of keys can undo: that governors and agents
 // alternate. It is cheap enough for every call.
 func (p *Profile) Holders(chain []*aat.Link) error {
+	if len(chain)%2 == 0 {
+		return refuseOddLeaf()
+	}
 	for _, l := range chain {
 		if err := p.holder(l, chain[0].Claims.Issuer); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func refuseOddLeaf() error {
+	return wire.Refuse(wire.CodeAlternation, "a presented chain ends with a root or a claim: a link of even depth")
 }
 
 func (p *Profile) link(parent *Link, l *aat.Link) (*Link, error) {
