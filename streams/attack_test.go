@@ -34,6 +34,7 @@ var governorsOwn = []string{
 }
 
 func TestNobodyReachesTheGovernorsSubjects(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.serve(func(_ context.Context, req wire.Request) { t.Errorf("served %s of %s", req.Verb, req.Sender) })
 	w.join("agent/b")
@@ -69,6 +70,7 @@ func TestNobodyReachesTheGovernorsSubjects(t *testing.T) {
 
 // The accounts must hold without the permissions.
 func TestAccountsHoldWithoutPermissions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	streams.TestingWithoutPermissions(w.Server)
 	w.serve(func(_ context.Context, req wire.Request) {
@@ -138,6 +140,7 @@ func TestAccountsHoldWithoutPermissions(t *testing.T) {
 
 // The server publishes its answers wherever the request's reply says. Between accounts it must not.
 func TestReplySubjectsReachNobodyElse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	streams.TestingWithoutPermissions(w.Server)
 	w.serve(func(_ context.Context, req wire.Request) {
@@ -185,6 +188,7 @@ func TestReplySubjectsReachNobodyElse(t *testing.T) {
 }
 
 func TestPublishersCannotUseJetStreamHeadersOnOthers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := w.join("agent/a"), w.join("agent/b")
 	b.offer("s", "c", "b's own")
@@ -217,35 +221,33 @@ func TestPublishersCannotUseJetStreamHeadersOnOthers(t *testing.T) {
 
 // Tokens of subjects are the sender's choice; none may confuse the stream.
 func TestStrangeSubjectTokens(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.join("agent/a")
 	tokens := []string{"*", ">", "$1", "{{wildcard(1)}}", "\x7f", "\xff", "offer", "é", strings.Repeat("x", 900)}
 	for _, token := range tokens {
-		// The client library refuses some of these, so they are written as any socket could.
+		// The client library may refuse some; those that pass must come out as they are.
 		raw := fmt.Sprintf("handoff.offer.%s.%s", token, token)
-		if err := a.PublishMsg(&nats.Msg{Subject: raw, Reply: a.NewInbox()}); err != nil {
-			t.Logf("%q: %v", token, err)
-		}
+		_ = a.PublishMsg(&nats.Msg{Subject: raw, Reply: a.NewInbox()})
 	}
 	check(t, a.Flush())
 	a.offer("s", "b", "last")
-	got := map[string]int{}
 	for {
 		in := w.fetch(1)[0]
 		if in.Sender != "a" {
 			t.Errorf("sender %q", in.Sender)
 		}
-		got[in.Session]++
 		if in.Session == "s" {
+			check(t, in.Ack())
 			break
 		}
 		check(t, w.Governor().Quarantine(t.Context(), in, wire.CodeMalformed, "strange"))
 	}
-	t.Logf("came: %v", got)
 	w.nothing()
 }
 
 func TestATokenBesideACertificateGivesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, token := range []string{"governor", "", "GOVERNOR"} {
 		conn, err := w.dial("agent/a", nats.Token(token))

@@ -1,11 +1,12 @@
 package streams
 
 import (
+	"bufio"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -28,9 +29,23 @@ func TestingWithoutPermissions(s *Server) {
 	s.permissions = func(Role, string) *server.Permissions { return nil }
 }
 
-// TestingInProcess connects as the governor does, but with another secret.
-func TestingInProcess(s *Server, secret string) (*nats.Conn, error) {
-	return nats.Connect("", nats.InProcessServer(s.nats), nats.Token(secret))
+// TestingInProcess connects as the governor does, but with another secret, and returns what the server says.
+func TestingInProcess(t testing.TB, s *Server, secret string) string {
+	t.Helper()
+	conn, err := s.nats.InProcessConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	lines := bufio.NewReader(conn)
+	if _, err := lines.ReadString('\n'); err != nil { // INFO
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(conn, "CONNECT {\"verbose\":true,\"auth_token\":%q}\r\n", secret); err != nil {
+		t.Fatal(err)
+	}
+	answer, _ := lines.ReadString('\n')
+	return strings.TrimSpace(answer)
 }
 
 // TestingAckV2 rewrites a first-form ack subject of an agent's inbox to the second form.

@@ -22,6 +22,7 @@ import (
 )
 
 func TestOffersAndResultsCarryTheStampedSender(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.join("agent/a")
 	a.offer("s1", "b", "task")
@@ -38,6 +39,7 @@ func TestOffersAndResultsCarryTheStampedSender(t *testing.T) {
 }
 
 func TestHeadersPassAsTheyAre(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.join("agent/a")
 	_, err := a.js.PublishMsg(t.Context(), &nats.Msg{Subject: wire.OfferSubject("s", "b"), Header: nats.Header{
@@ -55,6 +57,7 @@ func TestHeadersPassAsTheyAre(t *testing.T) {
 }
 
 func TestBodySizes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.join("agent/a")
 	body := bytes.Repeat([]byte{'x'}, wire.MaxBody)
@@ -69,6 +72,7 @@ func TestBodySizes(t *testing.T) {
 }
 
 func TestSettling(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.AckWait = 200 * time.Millisecond })
 	a := w.join("agent/a")
 
@@ -91,6 +95,7 @@ func TestSettling(t *testing.T) {
 }
 
 func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := w.join("agent/a")
 	_, err := a.js.PublishMsg(t.Context(), &nats.Msg{
@@ -119,6 +124,7 @@ func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
 }
 
 func TestInbox(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.AckWait = 300 * time.Millisecond })
 	// b has never connected when the first message comes.
 	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{
@@ -183,6 +189,7 @@ func TestInbox(t *testing.T) {
 }
 
 func TestFullInboxHurtsNobodyElse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.InboxMessages = 2 })
 	err := w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b"}, {To: "b"}, {To: "b"}, {To: "c"}, {To: "not a name"}})
 	var undelivered *wire.UndeliveredError
@@ -193,6 +200,7 @@ func TestFullInboxHurtsNobodyElse(t *testing.T) {
 }
 
 func TestReceiptsGoToOneAgentAndRevocationsToGuards(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b, g := w.join("agent/a"), w.join("agent/b"), w.join("guard/g")
 	subscribe := func(c *client, subject string) *nats.Subscription {
@@ -217,6 +225,7 @@ func TestReceiptsGoToOneAgentAndRevocationsToGuards(t *testing.T) {
 }
 
 func TestRequestsCarryTheStampedSender(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.serve(func(_ context.Context, req wire.Request) {
 		_ = req.Respond(fmt.Appendf(nil, "%s %s %s %s", req.Verb, req.Sender, req.Session, req.Body))
@@ -243,6 +252,7 @@ func TestRequestsCarryTheStampedSender(t *testing.T) {
 }
 
 func TestFloodOfRequestsLeavesOthersServed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.Workers, c.Limits.Requests = 8, 16 })
 	release := make(chan struct{})
 	w.serve(func(ctx context.Context, req wire.Request) {
@@ -285,6 +295,7 @@ func TestFloodOfRequestsLeavesOthersServed(t *testing.T) {
 }
 
 func TestFloodOfOffersIsThrottledAndLeavesOthersServed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.IngressShare = 100 })
 	flood, calm := w.join("agent/flood"), w.join("agent/calm")
 	var refused error
@@ -313,6 +324,7 @@ func TestFloodOfOffersIsThrottledAndLeavesOthersServed(t *testing.T) {
 }
 
 func TestFloodOfPullsIsCutOff(t *testing.T) {
+	t.Parallel()
 	for name, reply := range map[string]func(n int) string{
 		"many replies": func(n int) string { return fmt.Sprintf("_INBOX.x.%d", n) },
 		"one reply":    func(int) string { return "_INBOX.x" },
@@ -338,6 +350,7 @@ func TestFloodOfPullsIsCutOff(t *testing.T) {
 }
 
 func TestConnectionEndsWithTheIdentity(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	started := time.Now()
 	closed := make(chan struct{})
@@ -359,6 +372,7 @@ func TestConnectionEndsWithTheIdentity(t *testing.T) {
 }
 
 func TestDisconnect(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, other := w.join("agent/a", nats.NoReconnect()), w.join("agent/b")
 	w.ban("a")
@@ -376,6 +390,7 @@ func TestDisconnect(t *testing.T) {
 }
 
 func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
+	t.Parallel()
 	judging, cut := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	w := newWorld(t, func(c *streams.Config) {
@@ -398,6 +413,7 @@ func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
 }
 
 func TestWhoMayConnect(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *streams.Config) { c.Limits.Connections = 2 })
 	refused := func(why string, conn *nats.Conn, err error) {
 		t.Helper()
@@ -415,14 +431,16 @@ func TestWhoMayConnect(t *testing.T) {
 	refused("neither certificate nor token", conn, err)
 	conn, err = w.dialTLS(&tls.Config{}, nats.Token("wrong"))
 	refused("wrong token", conn, err)
-	conn, err = nats.Connect(strings.Replace(w.URL(), "tls://", "nats://", 1), nats.Token("agent/a"))
+	conn, err = nats.Connect(strings.Replace(w.URL(), "tls://", "nats://", 1), nats.Token("agent/a"),
+		nats.Timeout(300*time.Millisecond))
 	refused("no TLS", conn, err)
 	conn, err = w.dialTLS(&tls.Config{}, nats.UserInfo("governor", "governor"))
 	refused("user and password", conn, err)
 
 	for _, secret := range []string{"", "guess"} {
-		conn, err = streams.TestingInProcess(w.Server, secret)
-		refused("in-process without the governor's secret", conn, err)
+		if answer := streams.TestingInProcess(t, w.Server, secret); answer != "-ERR 'Authorization Violation'" {
+			t.Errorf("in-process with the secret %q: %s", secret, answer)
+		}
 	}
 
 	conn, err = w.dialTLS(&tls.Config{}, nats.Token("agent/tokened"))
@@ -443,6 +461,7 @@ func TestWhoMayConnect(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b := w.join("agent/a"), w.join("agent/b")
 	a.offer("s", "b", "acked")
@@ -478,6 +497,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestDirectoryIsPrivate(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "streams")
 	newWorld(t, func(c *streams.Config) { c.Dir = dir })
 	info, err := os.Stat(dir)
@@ -488,6 +508,7 @@ func TestDirectoryIsPrivate(t *testing.T) {
 }
 
 func TestStartRefuses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for name, change := range map[string]func(*streams.Config){
 		"no directory":    func(c *streams.Config) { c.Dir = "" },
