@@ -98,6 +98,7 @@ func TestMeetCases(t *testing.T) {
 		"any with any":               {`{"x":["any",["[]",0,10]]}`, `{"x":["any",["[]",0,2],["[]",4,5]]}`, `{"x":["any",["[]",0,2],["[]",4,5]]}`},
 		"ceiling any, one part":      {`{"x":["[]",0,10]}`, `{"x":["any",["[]",5,20],["exact","a"]]}`, `{"x":["[]",5,10]}`},
 		"ceiling any, two parts":     {`{"x":["[]",0,10]}`, `{"x":["any",["exact",1],["exact",2]]}`, ``},
+		"ceiling any, lost part":     {`{"x":["[]",0,10]}`, `{"x":["any",["not_one_of",5],["[]",2,3]]}`, ``},
 		"ceiling all":                {`{"x":["[]",0,10]}`, `{"x":["all",["not_one_of",5],["[]",6,7]]}`, `{"x":["[]",6,7]}`},
 		"optional for both":          {`{"x?":["exact",1]}`, `{"x?":["*"]}`, `{"x?":["exact",1]}`},
 		"required by the ceiling":    {`{"x?":["exact",1]}`, `{"x":["*"]}`, `{"x":["exact",1]}`},
