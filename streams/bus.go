@@ -189,6 +189,9 @@ func (b *Bus) Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.In
 
 var errClosed = errors.New("streams: closed")
 
+// stallWait lets a batch larger than what may be unanswered wait for answers, also on a busy machine.
+var stallWait = jetstream.WithStallWait(5 * time.Second)
+
 // Deliver puts messages into inboxes and returns when the server has stored them all. An inbox keeps messages for an
 // agent that has never connected. On failure the error is a [wire.UndeliveredError], which wraps
 // [wire.CodeInboxFull] for an inbox at its limit. Headers whose names begin with "Nats-" are JetStream's; the caller
@@ -200,7 +203,7 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 		err := checkName(o.To)
 		if err == nil {
 			msg := &nats.Msg{Subject: subjectInbox + o.To, Header: o.Header, Data: o.Body}
-			acks[i], err = b.writer.PublishMsgAsync(msg)
+			acks[i], err = b.writer.PublishMsgAsync(msg, stallWait)
 		}
 		if err != nil {
 			failed[i] = err
