@@ -51,6 +51,16 @@ func (o *Output) Line(format string, args ...any) error {
 	return err
 }
 
+// Text writes several lines of text.
+func (o *Output) Text(text string) error {
+	for line := range strings.Lines(text) {
+		if err := o.Line("%s", strings.TrimSuffix(line, "\n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Ended writes a line whose last word says how something ended.
 func (o *Output) Ended(word, format string, args ...any) error {
 	_, err := fmt.Fprintln(o.w, Clean(fmt.Sprintf(format, args...))+"  "+o.Tint(Clean(word)))

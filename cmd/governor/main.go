@@ -1,0 +1,44 @@
+// Command governor is the governor itself, with everything embedded (governor up), and the operator's tool: it reads,
+// verifies and replays the record, revokes, approves and changes policy.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int { return cli.Main(command()) }
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "governor",
+		Short: "Stand between agents, and judge, narrow and record every handoff",
+		Long: `Governor stands on the wire between AI agents. Every task that one hands to another is judged by the policy in
+force, gets a credential that is never wider than the one before, and is written down in a record that proves itself.
+
+Commands that read ask the running governor, or read the data directory of one that does not run.
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decided against it.`,
+		Example: `  governor up --agent planner --agent writer
+  governor chain list
+  governor chain show 019a4b1c-…
+  governor chain verify
+  governor replay --policy ./stricter`,
+	}
+	root.PersistentFlags().String("data", dataDefault(), "data directory of the governor; HANDOFF_DATA sets the default")
+	root.AddCommand(upCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), approveCommand(),
+		policyCommand(), entryCommand(), healthCommand())
+	return root
+}
+
+func dataDefault() string {
+	if dir := os.Getenv("HANDOFF_DATA"); dir != "" {
+		return dir
+	}
+	return "./handoff-data"
+}

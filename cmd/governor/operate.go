@@ -1,0 +1,279 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file has the verbs of an operator that are a request or two each.
+
+func sessionCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "session", Short: "List, show and close sessions"}
+	cmd.AddCommand(
+		&cobra.Command{
+			Use:     "list",
+			Short:   "List sessions that have not run out of time, newest first",
+			Example: "  governor session list",
+			Args:    cobra.NoArgs,
+			RunE:    func(cmd *cobra.Command, _ []string) error { return listSessions(cmd) },
+		},
+		&cobra.Command{
+			Use:     "show SESSION",
+			Short:   "Show a session: whose, for what, with which tools",
+			Example: "  governor session show 019a4b1c-0000-7000-8000-000000000000",
+			Args:    cobra.ExactArgs(1),
+			RunE:    func(cmd *cobra.Command, args []string) error { return showSession(cmd, args[0]) },
+		},
+		closeCommand(),
+	)
+	return cmd
+}
+
+func listSessions(cmd *cobra.Command) error {
+	p, err := findPlace(cmd)
+	if err != nil {
+		return err
+	}
+	var list []wire.SessionStatus
+	if p.runs() {
+		err = operating(cmd, func(ctx context.Context, _ *place, o *operator) (err error) {
+			list, err = o.Sessions(ctx)
+			return err
+		})
+	} else {
+		err = reading(cmd, func(_ *place, r record) error {
+			sessions, err := readSessions(r)
+			for i := len(sessions) - 1; i >= 0; i-- {
+				if time.Now().Before(sessions[i].Expires) {
+					list = append(list, sessions[i].status())
+				}
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return err
+	}
+	out := cli.For(cmd)
+	if out.JSON {
+		return out.Value(append([]wire.SessionStatus{}, list...))
+	}
+	rows := make([][]string, 0, len(list))
+	for _, s := range list {
+		rows = append(rows, []string{
+			s.Session, s.State, cli.Time(time.Unix(s.OpenedAt, 0)), cli.Time(time.Unix(s.ExpiresAt, 0)), p.short(s.Opener),
+			p.principal(s.Principal), strconv.Itoa(s.Handoffs), strconv.Itoa(s.Denied), strconv.Itoa(s.Open),
+		})
+	}
+	return out.Table([]string{"SESSION", "STATE", "OPENED", "EXPIRES", "OPENER", "PRINCIPAL", "HANDOFFS", "DENIED", "UNFINISHED"}, rows)
+}
+
+func showSession(cmd *cobra.Command, id string) error {
+	return reading(cmd, func(p *place, r record) error {
+		s, err := readSession(r, id)
+		if err != nil {
+			return err
+		}
+		out := cli.For(cmd)
+		if out.JSON {
+			s.Handoffs = nil // chain show has the tree
+			return out.Value(s)
+		}
+		if err := p.showSession(out, s); err != nil {
+			return err
+		}
+		for i, tool := range toolLines(s.Tools) {
+			name := "  tools"
+			if i > 0 {
+				name = ""
+			}
+			if err := out.Line("%-14s%s", name, tool); err != nil {
+				return err
+			}
+		}
+		return out.Line("  handoffs    %d, %d denied, %d unfinished", s.Count, s.Denied, s.Open)
+	})
+}
+
+func closeCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:     "close SESSION",
+		Short:   "Close a session, and revoke everything under it",
+		Example: "  governor session close 019a4b1c-0000-7000-8000-000000000000 --reason \"wrong data\"",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return operating(cmd, func(ctx context.Context, _ *place, o *operator) error {
+				status, err := o.CloseSession(ctx, args[0], reason)
+				if err != nil {
+					return err
+				}
+				out := cli.For(cmd)
+				if out.JSON {
+					return out.Value(status)
+				}
+				return out.Ended(status.State, "session %s, entry %d", status.Session, status.Entry)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return cmd
+}
+
+func revokeCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "revoke ID --reason WHY",
+		Short: "Revoke a handoff, a grant or a session, with everything below it",
+		Long: `Revoke a handoff (its ID), a grant (the jti of its link) or a session, with everything below it. Guards refuse it from
+then on, and whoever waits for a result is told.`,
+		Example: "  governor revoke 019a4b1c-0000-7000-8000-000000000000 --reason \"key lost\"",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if reason == "" {
+				return cli.Usagef("say why with --reason: it is what the record and the agents are told")
+			}
+			return operating(cmd, func(ctx context.Context, _ *place, o *operator) error {
+				index, err := o.Revoke(ctx, args[0], reason)
+				if err != nil {
+					return err
+				}
+				return done(cmd, "revoked", args[0], index)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record (required)")
+	return cmd
+}
+
+func approveCommand() *cobra.Command {
+	var deny bool
+	cmd := &cobra.Command{
+		Use:   "approve ENTRY",
+		Short: "Approve a decision that is held, or turn it down",
+		Long: `Approve a decision that is held, or turn it down. ENTRY is the index of the decision in the ledger, as chain show
+writes it. The policy judges again with the approval in its input, and may still say no; then the exit code is 3.`,
+		Example: "  governor approve 17\n  governor approve 17 --deny",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			held, err := parseIndex(args[0])
+			if err != nil {
+				return err
+			}
+			return operating(cmd, func(ctx context.Context, _ *place, o *operator) error {
+				index, status, err := o.Approve(ctx, held, !deny)
+				if err != nil {
+					return err
+				}
+				if err := done(cmd, status, fmt.Sprintf("the handoff held by entry %d", held), index); err != nil {
+					return err
+				}
+				if status == "denied" && !deny {
+					return wire.Refuse(wire.CodePolicyDenied, fmt.Sprintf("the policy denies it all the same: \"governor entry show %d\" says why", index))
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&deny, "deny", false, "turn it down")
+	return cmd
+}
+
+// done says what an entry has done.
+func done(cmd *cobra.Command, status, what string, index uint64) error {
+	out := cli.For(cmd)
+	if out.JSON {
+		return out.Value(struct {
+			Status string `json:"status"`
+			Entry  uint64 `json:"entry"`
+		}{status, index})
+	}
+	return out.Ended(status, "%s, entry %d", what, index)
+}
+
+func entryCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "entry", Short: "Read single entries of the ledger"}
+	cmd.AddCommand(&cobra.Command{
+		Use:     "show INDEX",
+		Short:   "Show an entry of the ledger; with --json, the very bytes that are hashed",
+		Example: "  governor entry show 17\n  governor entry show 17 --json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := parseIndex(args[0])
+			if err != nil {
+				return err
+			}
+			return reading(cmd, func(_ *place, r record) error {
+				for encoded, err := range r.Entries(index) {
+					if err != nil {
+						return err
+					}
+					out := cli.For(cmd)
+					if out.JSON {
+						return out.Bytes(append(encoded, '\n'))
+					}
+					text := jsontext.Value(encoded)
+					if err := text.Indent(jsontext.WithIndent("  ")); err != nil {
+						return err
+					}
+					return out.Text(string(text))
+				}
+				return fmt.Errorf("the ledger has no entry %d yet", index)
+			})
+		},
+	})
+	return cmd
+}
+
+func healthCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "health",
+		Short:   "Ask the running governor how it is",
+		Example: "  governor health",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return operating(cmd, func(ctx context.Context, p *place, o *operator) error {
+				h, err := o.Health(ctx)
+				if err != nil {
+					return err
+				}
+				out := cli.For(cmd)
+				if out.JSON {
+					return out.Value(h)
+				}
+				return out.Pairs("NATS", p.URL, "log", h.Log, "entries", strconv.FormatUint(h.Entries, 10), "bundle", h.Bundle,
+					"sessions", strconv.Itoa(h.Sessions), "handoffs", strconv.Itoa(h.Handoffs), "held", strconv.Itoa(h.Held))
+			})
+		},
+	}
+}
+
+func parseIndex(text string) (uint64, error) {
+	index, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, cli.Usagef("%q is not the index of an entry; it is a number from 0", text)
+	}
+	return index, nil
+}
+
+// maxSmall bounds files that are read whole, in bytes.
+const maxSmall = 1 << 20
+
+func readSmall(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSmall))
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+)
+
+// This file finds the governor of a data directory: the one that runs, or what one left behind.
+
+// operatorPath is the identity that a data directory always has a socket for.
+const operatorPath = "/operator/local"
+
+// operatorSocket is the file name of that socket.
+const operatorSocket = "=soperator=slocal.sock"
+
+const (
+	connectWithin = 5 * time.Second
+	answerWithin  = 30 * time.Second // of one request; an activation judges every live grant again
+)
+
+// record is a ledger to read: a running governor's, or one that lies still.
+type record interface {
+	entry.Source
+	entry.BodySource
+	Bundle(digest string) ([]byte, error)
+	Close() error
+}
+
+// place is a data directory.
+type place struct {
+	dir string
+	daemon.Endpoint
+}
+
+func findPlace(cmd *cobra.Command) (*place, error) {
+	dir, err := cmd.Flags().GetString("data")
+	if err != nil {
+		return nil, err
+	}
+	endpoint, err := daemon.LoadEndpoint(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no governor's data in %s: name the directory with --data, or begin with \"governor up\"", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &place{dir: dir, Endpoint: endpoint}, nil
+}
+
+func (p *place) socket() string { return filepath.Join(p.dir, "ca", "sock", operatorSocket) }
+
+// runs tells whether a governor serves the directory.
+func (p *place) runs() bool {
+	conn, err := net.DialTimeout("unix", p.socket(), connectWithin)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// operator connects to the running governor.
+func (p *place) operator(ctx context.Context) (*operator, error) {
+	if !p.runs() {
+		return nil, fmt.Errorf("no governor runs on %s: start it with \"governor up --data %s\"", p.dir, p.dir)
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
+	defer cancel()
+	socket, err := filepath.Abs(p.socket())
+	if err != nil {
+		return nil, err
+	}
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+socket)))
+	if err != nil {
+		return nil, fmt.Errorf("the governor's Workload API does not answer: %w", err)
+	}
+	o, err := handoff.ConnectOperator(ctx, handoff.Config{URL: p.URL, Source: source})
+	if err != nil {
+		return nil, errors.Join(err, source.Close())
+	}
+	return &operator{o, source}, nil
+}
+
+// operator is a connection together with the identity it was made with.
+type operator struct {
+	*handoff.Operator
+	source *workloadapi.X509Source
+}
+
+func (o *operator) Close() error { return errors.Join(o.Operator.Close(), o.source.Close()) }
+
+// open opens the record, whoever holds it.
+func (p *place) open(ctx context.Context) (record, error) {
+	if p.runs() {
+		o, err := p.operator(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &remote{ctx, o}, nil
+	}
+	l, err := ledger.Open(daemon.LedgerPath(p.dir), ledger.Config{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s has no ledger: name the right directory with --data", p.dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// remote is the record of a running governor.
+type remote struct {
+	ctx context.Context
+	*operator
+}
+
+func (r *remote) within() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(r.ctx, answerWithin)
+}
+
+func (r *remote) Checkpoint() ([]byte, error) {
+	ctx, cancel := r.within()
+	defer cancel()
+	return r.operator.Checkpoint(ctx)
+}
+
+func (r *remote) Entries(from uint64) iter.Seq2[[]byte, error] {
+	return r.operator.Entries(r.ctx, from)
+}
+
+func (r *remote) Body(index uint64) (salt, data []byte, err error) {
+	ctx, cancel := r.within()
+	defer cancel()
+	return r.operator.Body(ctx, index)
+}
+
+func (r *remote) Bundle(digest string) ([]byte, error) {
+	ctx, cancel := r.within()
+	defer cancel()
+	return r.operator.Bundle(ctx, digest)
+}
+
+// reading runs f on the record of the command's data directory.
+func reading(cmd *cobra.Command, f func(*place, record) error) (err error) {
+	p, err := findPlace(cmd)
+	if err != nil {
+		return err
+	}
+	r, err := p.open(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return f(p, r)
+}
+
+// operating runs f as the operator of the running governor.
+func operating(cmd *cobra.Command, f func(context.Context, *place, *operator) error) (err error) {
+	p, err := findPlace(cmd)
+	if err != nil {
+		return err
+	}
+	o, err := p.operator(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerWithin)
+	defer cancel()
+	return f(ctx, p, o)
+}
