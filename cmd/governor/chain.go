@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
@@ -66,7 +69,7 @@ behind or taken away on the way, who claimed it, how it ended, and why where it 
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return reading(cmd, func(p *place, r record) error {
-				s, err := readSession(r, args[0])
+				s, err := sessionOf(r, args[0])
 				if err != nil {
 					return err
 				}
@@ -74,10 +77,7 @@ behind or taken away on the way, who claimed it, how it ended, and why where it 
 				if out.JSON {
 					return out.Value(s)
 				}
-				if err := p.showSession(out, s); err != nil {
-					return err
-				}
-				return (&tree{p, out}).draw(s)
+				return p.showChain(out, s)
 			})
 		},
 	}
@@ -102,6 +102,28 @@ func (p *place) showSession(out *cli.Output, s *session) error {
 		"  entries", fmt.Sprintf("%d, from %d to %d", s.Entries, s.Entry, s.Newest),
 	}
 	return out.Pairs(pairs...)
+}
+
+// showChain writes a session with its tree of handoffs.
+func (p *place) showChain(out *cli.Output, s *session) error {
+	if err := p.showSession(out, s); err != nil {
+		return err
+	}
+	return (&tree{p, out}).draw(s)
+}
+
+// showEntries writes the chain of a session from the entries of a ledger.
+func showEntries(w io.Writer, id string, entries iter.Seq2[[]byte, error]) error {
+	s, err := readSession(entries, id)
+	if err != nil {
+		return err
+	}
+	opener, err := identity.Name(s.Opener).ID()
+	if err != nil {
+		return err
+	}
+	p := &place{Endpoint: daemon.Endpoint{TrustDomain: opener.TrustDomain().Name()}}
+	return p.showChain(cli.To(w), s)
 }
 
 // tree draws a session's handoffs.

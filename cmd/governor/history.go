@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -87,11 +88,11 @@ type event struct {
 	Entry  uint64    `json:"entry"`
 }
 
-// readSession reads one session with its tree.
-func readSession(r record, id string) (*session, error) {
+// readSession reads one session with its tree from all entries of a ledger.
+func readSession(entries iter.Seq2[[]byte, error], id string) (*session, error) {
 	var found *session
 	name := []byte(`"` + id + `"`)
-	for encoded, err := range r.Entries(0) {
+	for encoded, err := range entries {
 		if err != nil {
 			return nil, err
 		}
@@ -109,9 +110,6 @@ func readSession(r record, id string) (*session, error) {
 			if found, err = beginSession(e); err != nil {
 				return nil, err
 			}
-			if _, objective, err := r.Body(e.Index); err == nil {
-				found.Objective = string(objective)
-			}
 			continue
 		}
 		if err := found.add(e); err != nil {
@@ -123,6 +121,18 @@ func readSession(r record, id string) (*session, error) {
 	}
 	found.settle(time.Now())
 	return found, nil
+}
+
+// sessionOf reads one session from a record, with its objective where that is still kept.
+func sessionOf(r record, id string) (*session, error) {
+	s, err := readSession(r.Entries(0), id)
+	if err != nil {
+		return nil, err
+	}
+	if _, objective, err := r.Body(s.Entry); err == nil {
+		s.Objective = string(objective)
+	}
+	return s, nil
 }
 
 // readSessions reads all sessions, oldest first.

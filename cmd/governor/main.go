@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/handoff-governor/handoff-governor/cmd/governor/demo"
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 )
 
@@ -32,7 +33,7 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
 	}
 	root.PersistentFlags().String("data", dataDefault(), "data directory of the governor; HANDOFF_DATA sets the default")
 	root.AddCommand(upCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), approveCommand(),
-		policyCommand(), entryCommand(), healthCommand())
+		policyCommand(), entryCommand(), healthCommand(), demo.Command(showEntries))
 	return root
 }
 

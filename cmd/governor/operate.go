@@ -80,7 +80,7 @@ func listSessions(cmd *cobra.Command) error {
 
 func showSession(cmd *cobra.Command, id string) error {
 	return reading(cmd, func(p *place, r record) error {
-		s, err := readSession(r, id)
+		s, err := sessionOf(r, id)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -112,9 +113,13 @@ func (u *up) run(cmd *cobra.Command) (err error) {
 	}
 }
 
+// sameSignal is how long a second signal is taken for the first: timeout(1), and a shell with its process group, send two.
+const sameSignal = 300 * time.Millisecond
+
 // stop ends the daemon in order, or at once where it is asked a second time.
 func stop(log *slog.Logger, d *daemon.Daemon, signals <-chan os.Signal) error {
 	log.Info("stopping; a second signal stops at once")
+	begun := time.Now()
 	closed := make(chan error, 1)
 	go func() { closed <- d.Close() }()
 	for {
@@ -122,7 +127,7 @@ func stop(log *slog.Logger, d *daemon.Daemon, signals <-chan os.Signal) error {
 		case err := <-closed:
 			return err
 		case s := <-signals:
-			if s != syscall.SIGHUP {
+			if s != syscall.SIGHUP && time.Since(begun) > sameSignal {
 				return errors.New("stopped at once; what was receipted is in the ledger")
 			}
 		}

@@ -27,8 +27,14 @@ type Output struct {
 
 // For returns the output of a command. It is coloured on a terminal only, and not where NO_COLOR is set.
 func For(cmd *cobra.Command) *Output {
-	o := &Output{w: cmd.OutOrStdout()}
+	o := To(cmd.OutOrStdout())
 	o.JSON, _ = cmd.Flags().GetBool("json")
+	return o
+}
+
+// To returns an output for people, coloured as [For] does it.
+func To(w io.Writer) *Output {
+	o := &Output{w: w}
 	if f, ok := o.w.(*os.File); ok {
 		o.color = term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	}
