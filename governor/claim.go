@@ -224,7 +224,7 @@ func (c *claim) sequence(b *batch) error {
 	if refusal := h.parent.usable(now); refusal != nil && !(refusal.Code == wire.CodeParentEnded && h.status == statusClaimed) {
 		return refuse(refusal.Code, "the grant that the task was handed on from: "+refusal.Message)
 	}
-	if holder, bound := b.st.holders[print]; bound && holder != c.agent {
+	if holder, bound := b.st.holders[print]; bound && holder.agent != c.agent {
 		return refuse(wire.CodeKeyBound, "this key is bound to another agent; generate one of your own")
 	}
 	if facts := claimFacts(b.judge, h); c.handoff != h || !facts.equal(c.facts) {

@@ -305,9 +305,9 @@ func TestPolicyFailures(t *testing.T) {
 		rego string
 		code wire.Code
 	}{
-		"undefined":   {`decision := {"effect": "allow"} if input.mode == "never"`, wire.CodePolicyUndefined},
-		"error":       {"decision := {\"effect\": \"allow\"} if input.mode == \"delegate\"\n\ndecision := {\"effect\": \"deny\", \"reasons\": [{\"code\": \"x\", \"message\": \"x\"}]} if input.stage == \"offer\"", wire.CodePolicyError},
-		"endless":     {`xs := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+		"undefined": {`decision := {"effect": "allow"} if input.mode == "never"`, wire.CodePolicyUndefined},
+		"error":     {"decision := {\"effect\": \"allow\"} if input.mode == \"delegate\"\n\ndecision := {\"effect\": \"deny\", \"reasons\": [{\"code\": \"x\", \"message\": \"x\"}]} if input.stage == \"offer\"", wire.CodePolicyError},
+		"endless": {`xs := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 decision := {"effect": "allow"} if count([1 | some a in xs; some b in xs; some c in xs; some d in xs; some e in xs; some f in xs; some g in xs; a + b + c + d + e + f + g < 0]) == 0`, wire.CodePolicyTimeout},
 		"wrong shape": {`decision := {"effect": "maybe"}`, wire.CodePolicyAnswer},

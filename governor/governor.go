@@ -96,17 +96,9 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	g.quarantine.counts = map[quarantineKey]int{}
-	g.profile = &profile.Profile{Governors: map[string][]ed25519.PublicKey{}}
-	g.verifier = &aat.Verifier{Now: cfg.Now, MaxDepth: 2 * wire.MaxHops}
-	for _, jwk := range cfg.Issuer.Keys() {
-		key, err := jwk.Key()
-		if err != nil {
-			return nil, fmt.Errorf("an issuer key: %w", err)
-		}
-		g.verifier.Anchors = append(g.verifier.Anchors, aat.Anchor{Issuer: cfg.Issuer.URI(), Key: key})
-		g.profile.Issuers = append(g.profile.Issuers, key)
+	if err := g.trust(); err != nil {
+		return nil, err
 	}
-	g.profile.Governors[cfg.Issuer.URI()] = cfg.Keys.publicKeys()
 	g.state = newState(cfg.Keys, g.verifier, g.profile)
 	feed, err := newFeed(cfg)
 	if err != nil {
@@ -118,6 +110,22 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	}
 	g.feed.load(g.state)
 	return g, nil
+}
+
+// trust sets up what links are checked against: the issuer's keys for roots, the governor's own for odd links.
+func (g *Governor) trust() error {
+	g.profile = &profile.Profile{Governors: map[string][]ed25519.PublicKey{}}
+	g.verifier = &aat.Verifier{Now: g.cfg.Now, MaxDepth: 2 * wire.MaxHops}
+	for _, jwk := range g.cfg.Issuer.Keys() {
+		key, err := jwk.Key()
+		if err != nil {
+			return fmt.Errorf("an issuer key: %w", err)
+		}
+		g.verifier.Anchors = append(g.verifier.Anchors, aat.Anchor{Issuer: g.cfg.Issuer.URI(), Key: key})
+		g.profile.Issuers = append(g.profile.Issuers, key)
+	}
+	g.profile.Governors[g.cfg.Issuer.URI()] = g.cfg.Keys.publicKeys()
+	return nil
 }
 
 // Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
@@ -194,6 +202,9 @@ func (g *Governor) tick(ctx context.Context) {
 		}
 		if err := g.do(ctx, g.passTime); err != nil && ctx.Err() == nil {
 			g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
+		}
+		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
+			g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
 		}
 	}
 }

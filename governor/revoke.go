@@ -59,11 +59,6 @@ func revokeEntry(b *batch, target *grant, h *handoff, by, reason string, index *
 	if index != nil {
 		*index = e.Index
 	}
-	code, message := wire.CodeRevoked, "the handoff was revoked: "+reason
-	if reason == reasonExpired {
-		code, message = wire.CodeExpired, "the handoff's time ran out"
-	}
-	h.reasons = append(h.reasons, wire.Reason{Code: code, Message: message})
 	b.effects.inbox = append(b.effects.inbox, verdict(h))
 	return nil
 }

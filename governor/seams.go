@@ -2,6 +2,7 @@ package governor
 
 import (
 	"context"
+	"iter"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
@@ -33,6 +34,13 @@ type Log interface {
 	Append(ctx context.Context, next uint64, batch []ledger.Record) error
 	Size() uint64
 	Entry(index uint64) ([]byte, error)
+	// Entries yields the entries from an index on; Session those of one session, newest first.
+	Entries(from uint64) iter.Seq2[[]byte, error]
+	Session(id string) iter.Seq2[[]byte, error]
+	// PutLive stores changes to a cache of the governor's own making, nil for what is gone, as of the first watermark
+	// entries. Live returns it.
+	PutLive(watermark uint64, changes map[string][]byte) error
+	Live() (watermark uint64, items map[string][]byte, err error)
 	// Lookup finds the entry that used up an ID, however long ago.
 	Lookup(id string) (index uint64, found bool, err error)
 	// Body returns the salt and the bytes stored beside an entry, or an error once retention has dropped them.

@@ -241,32 +241,6 @@ func (g *Governor) recoverState(ctx context.Context) {
 	}
 }
 
-// rebuild replays the ledger into a fresh state.
-func (g *Governor) rebuild(ctx context.Context) error {
-	fresh := newState(g.cfg.Keys, g.verifier, g.profile)
-	for i := range g.cfg.Log.Size() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		encoded, err := g.cfg.Log.Entry(i)
-		if err != nil {
-			return err
-		}
-		e, err := entry.Decode(encoded)
-		if err != nil {
-			return fmt.Errorf("entry %d: %w", i, err)
-		}
-		if err := fresh.apply(e, known{}); err != nil {
-			return err
-		}
-		if e.Kind == entry.KindClosed || e.Kind == entry.KindRevoked {
-			fresh.sweep(g.cfg.Now().Unix())
-		}
-	}
-	g.state.replace(fresh)
-	return nil
-}
-
 // refuseQueued settles what no batch will take any more.
 func (g *Governor) refuseQueued(cause error) {
 	for {

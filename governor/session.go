@@ -81,7 +81,7 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 			refusal = wire.Refuse(wire.CodeUnavailable, "the same session is being opened at this moment; ask again")
 			return nil
 		}
-		if holder, bound := b.st.holders[request.JWK.Thumbprint()]; bound && holder != r.Sender {
+		if holder, bound := b.st.holders[request.JWK.Thumbprint()]; bound && holder.agent != r.Sender {
 			refusal = wire.Refuse(wire.CodeKeyBound, "this key is bound to another agent; generate one of your own")
 			return nil
 		}

@@ -29,13 +29,14 @@ type State struct {
 	handoffs map[string]*handoff    // by ID
 	grants   map[[32]byte]*grant    // by hash of the link's signing input
 	byID     map[string]*grant      // by the link's jti
-	holders  map[string]string      // thumbprint of a live grant's key → agent
+	holders  map[string]holder      // thumbprint of live grants' key → whose it is
 	sender   map[string]uint64      // agent → newest entry it sent
 	receiver map[string]uint64      // agent → newest entry to it
 	open     map[string]int         // agent → handoffs admitted for it, without a result
 	used     map[string]uint64      // every ID of these sessions → its entry
 	held     map[uint64]*heldRecord // index of a held decision → what waits
 	expiries expiries               // what to end when, soonest first
+	touched  map[string]bool        // keys of the live bucket that are out of date: live.go
 
 	keys     *Keys
 	verifier *aat.Verifier
@@ -51,12 +52,13 @@ func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 		handoffs: map[string]*handoff{},
 		grants:   map[[32]byte]*grant{},
 		byID:     map[string]*grant{},
-		holders:  map[string]string{},
+		holders:  map[string]holder{},
 		sender:   map[string]uint64{},
 		receiver: map[string]uint64{},
 		open:     map[string]int{},
 		used:     map[string]uint64{},
 		held:     map[uint64]*heldRecord{},
+		touched:  map[string]bool{},
 	}
 }
 
@@ -255,6 +257,27 @@ func (st *State) apply(e *entry.Entry, k known) error {
 	if e.Index != st.next {
 		return fmt.Errorf("entry %d where %d was expected", e.Index, st.next)
 	}
+	if err := st.applySession(e, k); err != nil {
+		return err
+	}
+	st.next, st.clock = e.Index+1, e.Time
+	if e.Kind == entry.KindBundle {
+		st.bundle = e.Bundle.Digest
+		st.touch(liveBundle)
+	}
+	if e.From != "" {
+		st.sender[e.From] = e.Index
+		st.touch(liveAgent + e.From)
+	}
+	if e.To != "" {
+		st.receiver[e.To] = e.Index
+		st.touch(liveAgent + e.To)
+	}
+	return nil
+}
+
+// applySession makes true what e says of its session. It touches nothing that belongs to another.
+func (st *State) applySession(e *entry.Entry, k known) error {
 	var err error
 	switch e.Kind {
 	case entry.KindSession:
@@ -271,23 +294,13 @@ func (st *State) apply(e *entry.Entry, k known) error {
 		err = st.applyResult(e)
 	case entry.KindRevoked:
 		err = st.applyRevoked(e)
-	case entry.KindRejudged, entry.KindQuarantined:
-		// What a re-judgement did to a grant is in the entries that follow it.
-	case entry.KindBundle:
-		st.bundle = e.Bundle.Digest
+	case entry.KindRejudged, entry.KindQuarantined, entry.KindBundle:
+		// What a re-judgement did to a grant is in the entries that follow it; the others are of no session.
 	default:
 		err = fmt.Errorf("unknown kind %q", e.Kind)
 	}
 	if err != nil {
 		return fmt.Errorf("applying entry %d (%s): %w", e.Index, e.Kind, err)
-	}
-	st.next = e.Index + 1
-	st.clock = e.Time
-	if e.From != "" {
-		st.sender[e.From] = e.Index
-	}
-	if e.To != "" {
-		st.receiver[e.To] = e.Index
 	}
 	if s := st.sessions[e.Session]; s != nil {
 		s.newest = e.Index
@@ -314,6 +327,7 @@ func (st *State) applyOpened(e *entry.Entry) error {
 		key: claims.Holder.Thumbprint(), labels: o.Labels, expires: claims.ExpiresAt,
 	}
 	st.sessions[s.id] = s
+	st.touch(liveSession + s.id)
 	st.used[s.id] = e.Index
 	st.addGrant(s.root)
 	heap.Push(&st.expiries, expiry{at: s.expires, session: s})
@@ -324,7 +338,25 @@ func (st *State) addGrant(g *grant) {
 	g.session.grants = append(g.session.grants, g)
 	st.grants[g.link.Hash] = g
 	st.byID[g.id] = g
-	st.holders[g.key] = g.agent
+	st.holders[g.key] = holder{g.agent, st.holders[g.key].grants + 1}
+}
+
+// holder is the agent that a key is bound to, for as long as it has live grants.
+type holder struct {
+	agent  string
+	grants int
+}
+
+// retire takes a grant out of the live ones.
+func (st *State) retire(g *grant, to grantState) {
+	if g.state == live {
+		if h := st.holders[g.key]; h.grants > 1 {
+			st.holders[g.key] = holder{h.agent, h.grants - 1}
+		} else {
+			delete(st.holders, g.key)
+		}
+	}
+	g.state = to
 }
 
 func (st *State) applyClosed(e *entry.Entry) error {
@@ -342,8 +374,7 @@ func (st *State) applyClosed(e *entry.Entry) error {
 
 // revokeBelow revokes g and everything that was handed on from it.
 func (st *State) revokeBelow(g *grant) {
-	g.state = revoked
-	delete(st.holders, g.key)
+	st.retire(g, revoked)
 	for _, h := range g.children {
 		st.revokeHandoff(h)
 	}
@@ -511,8 +542,7 @@ func (st *State) applyClaimed(e *entry.Entry, k known) error {
 // end ends g: what was handed on from it lives.
 func (st *State) end(g *grant) {
 	if g.state == live {
-		g.state = ended
-		delete(st.holders, g.key)
+		st.retire(g, ended)
 	}
 }
 
@@ -579,6 +609,9 @@ func (h *handoff) answers() *handoff {
 }
 
 func (st *State) applyRevoked(e *entry.Entry) error {
+	if h := st.handoffs[e.Handoff]; h != nil {
+		h.reasons = append(slices.Clip(h.reasons), revokedReason(e.Revoked.Reason))
+	}
 	if e.Handoff != "" && e.Grant == "" {
 		h := st.handoffs[e.Handoff]
 		if h == nil {
@@ -592,16 +625,26 @@ func (st *State) applyRevoked(e *entry.Entry) error {
 		return nil
 	}
 	g := st.byID[e.Grant]
-	if g == nil {
-		return fmt.Errorf("no grant %s", e.Grant)
+	if g == nil || g.handoff == nil {
+		return fmt.Errorf("no grant %s of a handoff", e.Grant)
 	}
 	st.revokeBelow(g)
-	if g.handoff == nil {
-		g.session.over = "revoked"
-	} else if g.handoff.grant == g {
-		st.revokeHandoff(g.handoff)
+	if h := g.handoff; h.grant == g {
+		h.newest = e.Index
+		st.revokeHandoff(h)
+		if e.Revoked.Reason == reasonExpired {
+			h.status = statusExpired
+		}
 	}
 	return nil
+}
+
+// revokedReason is what the sender of a handoff is told of its end.
+func revokedReason(reason string) wire.Reason {
+	if reason == reasonExpired {
+		return wire.Reason{Code: wire.CodeExpired, Message: "the handoff's time ran out"}
+	}
+	return wire.Reason{Code: wire.CodeRevoked, Message: "the handoff was revoked: " + reason}
 }
 
 // forget drops a session that is over from memory, once nothing that the feed must still name is in it.
@@ -618,14 +661,13 @@ func (st *State) forget(s *session) {
 		delete(st.grants, g.link.Hash)
 		delete(st.byID, g.id)
 		delete(st.used, g.id)
-		if st.holders[g.key] == g.agent {
-			delete(st.holders, g.key)
-		}
+		st.retire(g, revoked)
 	}
 	for _, id := range s.results {
 		delete(st.used, id)
 	}
 	delete(st.sessions, s.id)
+	st.touch(liveSession + s.id)
 }
 
 // sweep forgets the sessions whose links have all expired, with time to spare for the clocks of others, at the time now
@@ -653,7 +695,7 @@ func (st *State) replace(fresh *State) {
 	st.next, st.clock, st.bundle = fresh.next, fresh.clock, fresh.bundle
 	st.sessions, st.handoffs, st.grants, st.byID = fresh.sessions, fresh.handoffs, fresh.grants, fresh.byID
 	st.holders, st.sender, st.receiver, st.open = fresh.holders, fresh.sender, fresh.receiver, fresh.open
-	st.used, st.held, st.expiries = fresh.used, fresh.held, fresh.expiries
+	st.used, st.held, st.expiries, st.touched = fresh.used, fresh.held, fresh.expiries, fresh.touched
 }
 
 // prev points back from an entry that is about to be written.

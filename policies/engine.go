@@ -41,13 +41,13 @@ var InputSchema []byte
 const MaxInput = 1 << 20
 
 // defaultTimeout is some hundred times what the default bundle needs.
-const defaultTimeout = 50 * time.Millisecond
+const defaultTimeout = 250 * time.Millisecond
 
 const defaultRemember = 64 << 20
 
 // Config says how a bundle is evaluated. The zero value works.
 type Config struct {
-	// Timeout ends an evaluation with [wire.CodePolicyTimeout]. 0 means 50 ms.
+	// Timeout ends an evaluation with [wire.CodePolicyTimeout]. 0 means 250 ms: wall time, which a busy machine also spends on others.
 	Timeout time.Duration
 	// Remember bounds, in bytes, what is kept of answers already given: the same input under the same bundle is
 	// answered without being evaluated. 0 means 64 MiB; negative remembers nothing.

@@ -1,3 +1,5 @@
+//go:build unix
+
 package ledger_test
 
 import (
@@ -17,8 +19,8 @@ import (
 	"github.com/handoff-governor/handoff-governor/governor/ledger/ledgertest"
 )
 
-// filler makes records as a busy governor's: entries of 1.2 KiB, two IDs made a little before by clocks that differ, one of
-// a thousand sessions.
+// filler makes records as a busy governor's: entries of 1.2 KiB, two IDs made a little before by clocks that differ, one
+// of a thousand sessions.
 type filler struct {
 	millis   int64 // the clock
 	spread   int64 // of the IDs' times, in milliseconds
@@ -81,7 +83,8 @@ func BenchmarkAppend(b *testing.B) {
 				}
 			}
 			if info, err := os.Stat(path); err == nil {
-				b.Logf("%d entries of %d bytes: %d bytes each in the file", entries, len(f.entry), info.Size()/int64(l.Size()))
+				b.Logf("%d entries of %d bytes: %d bytes each in the file", entries, len(f.entry),
+					info.Size()/int64(l.Size()))
 			}
 			for _, size := range []int{1, 16, 256} {
 				b.Run(fmt.Sprintf("spread=%dms/entries=%d/batch=%d", spread, entries, size), func(b *testing.B) {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package ledger_test
 
 import (
@@ -22,15 +24,16 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/entry/entrytest"
 )
 
-// Putting a device in the file's place lets the kernel itself fail a commit: /dev/full refuses every write as a full disk
-// does, /dev/null swallows writes and then fails the sync, as a disk does that lost its cache.
+// Putting a device in the file's place lets the kernel itself fail a commit: /dev/full refuses every write as a full
+// disk does, /dev/null swallows writes and then fails the sync, as a disk does that lost its cache.
 func TestDiskRefuses(t *testing.T) {
 	for _, device := range []string{"/dev/full", "/dev/null"} {
 		t.Run(filepath.Base(device), func(t *testing.T) {
 			log := history(100)
 			path := filepath.Join(t.TempDir(), "ledger.db")
 			var file *os.File
-			l, err := ledger.OpenWith(path, ledger.Config{LogName: log.Name, Signer: log.Signer}, func(f *os.File) { file = f })
+			cfg := ledger.Config{LogName: log.Name, Signer: log.Signer}
+			l, err := ledger.OpenWith(path, cfg, func(f *os.File) { file = f })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +140,8 @@ func replace(t *testing.T, f *os.File, other string, during func()) {
 		t.Fatal(err)
 	}
 	dup := func(from int) {
-		if cerr := raw.Control(func(fd uintptr) { err = syscall.Dup3(from, int(fd), syscall.O_CLOEXEC) }); err != nil || cerr != nil {
+		cerr := raw.Control(func(fd uintptr) { err = syscall.Dup3(from, int(fd), syscall.O_CLOEXEC) })
+		if err != nil || cerr != nil {
 			t.Fatal(err, cerr)
 		}
 	}
@@ -178,7 +182,7 @@ func TestPowerFails(t *testing.T) {
 		t.Fatal("the commit wrote no meta page")
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	for round := range 40 {
+	for round := range 16 {
 		disk := make([][]byte, len(after))
 		for i := range after {
 			disk[i] = after[i]
@@ -251,7 +255,7 @@ func TestKill(t *testing.T) {
 		appendUntilKilled(path)
 		return
 	}
-	log := history(2000)
+	log := history(800)
 	for round := range 4 {
 		path := filepath.Join(t.TempDir(), "ledger.db")
 		child := exec.Command(os.Args[0], "-test.run=^TestKill$")
@@ -270,7 +274,7 @@ func TestKill(t *testing.T) {
 			if n, err := strconv.ParseUint(lines.Text(), 10, 64); err == nil {
 				durable = n
 			}
-			if durable == uint64(50*(1+3*round)) {
+			if durable == uint64(50*(1+2*round)) {
 				time.AfterFunc(time.Duration(rand.IntN(3000))*time.Microsecond, func() { child.Process.Kill() })
 			}
 		}
@@ -293,7 +297,7 @@ func TestKill(t *testing.T) {
 }
 
 func appendUntilKilled(path string) {
-	log := history(2000)
+	log := history(800)
 	l, err := ledger.Open(path, ledger.Config{LogName: log.Name, Signer: log.Signer})
 	if err != nil {
 		panic(err)
@@ -326,7 +330,7 @@ func TestFlippedPages(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	broken := filepath.Join(dir, "broken.db")
 	found := 0
-	for round := range 1500 {
+	for round := range 600 {
 		at := random.IntN(len(content))
 		if round%3 == 0 { // headers and element tables decide where bbolt goes
 			at = at/(16<<10)*(16<<10) + random.IntN(256)
@@ -343,7 +347,7 @@ func TestFlippedPages(t *testing.T) {
 			found++
 		}
 	}
-	if found < 100 {
+	if found < 40 {
 		t.Errorf("only %d changes were found", found)
 	}
 }

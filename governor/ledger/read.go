@@ -19,8 +19,8 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// Reads are short transactions: a long one would keep every page that is replaced meanwhile. And they end at [Ledger.Size]:
-// bbolt shows a commit to readers a moment before it is durable.
+// Reads are short transactions: a long one would keep every page that is replaced meanwhile. And they end at
+// [Ledger.Size]: bbolt shows a commit to readers a moment before it is durable.
 const (
 	pageEntries = 256     // entries read in one transaction
 	pageVolume  = 1 << 20 // and bytes, give or take one entry

@@ -74,6 +74,7 @@ type Endpoint struct {
 type Daemon struct {
 	Endpoint Endpoint
 
+	governor  *governor.Governor
 	authority *devspiffe.Authority
 	server    *streams.Server
 	ledger    *ledger.Ledger
@@ -154,7 +155,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := governor.New(ctx, governor.Config{
+	d.governor, err = governor.New(ctx, governor.Config{
 		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
 		Now: cfg.Now, Logger: cfg.Logger,
@@ -169,16 +170,19 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.cancel = cancel
 	go func() {
 		defer close(d.done)
-		d.err = g.Run(running)
+		d.err = d.governor.Run(running)
 	}()
 	select {
-	case <-g.Ready():
+	case <-d.governor.Ready():
 		return d, nil
 	case <-d.done:
 		cancel(nil)
 		return nil, fmt.Errorf("the governor did not start: %w", d.err)
 	}
 }
+
+// Governor is the governor that runs here.
+func (d *Daemon) Governor() *governor.Governor { return d.governor }
 
 // Done is closed when the governor has stopped, by itself or by Close.
 func (d *Daemon) Done() <-chan struct{} { return d.done }

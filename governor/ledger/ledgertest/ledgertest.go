@@ -17,8 +17,8 @@ import (
 const Name = "log.example"
 
 // Open opens a new ledger in a directory of the test's own. When the test ends, the ledger is closed, opened again as
-// a stranger would, and checked: the file by bbolt, the record by [entry.Verify] under trust's issuers. LogKey of trust is
-// filled in. A test that has closed the ledger itself is checked all the same.
+// a stranger would, and checked: the file by bbolt, the record by [entry.Verify] under trust's issuers. LogKey of trust
+// is filled in. A test that has closed the ledger itself is checked all the same.
 func Open(t testing.TB, trust entry.Config) *ledger.Ledger {
 	t.Helper()
 	signer, key := Key(t)

@@ -1,0 +1,87 @@
+package governor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
+func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
+	st := newState(g.cfg.Keys, g.verifier, g.profile)
+	if useLive {
+		if err := g.flushLive(ctx); err != nil {
+			return "", err
+		}
+		if err := st.restoreLive(ctx, g.cfg.Log); err != nil {
+			return "", err
+		}
+		if st.next == 0 {
+			return "", errors.New("there is no live state")
+		}
+	}
+	if err := st.replay(ctx, g.cfg.Log, g.cfg.Now().Unix()); err != nil {
+		return "", err
+	}
+	return st.dump(), nil
+}
+
+// dump writes the state down, so that two can be compared.
+func (st *State) dump() string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	add("next %d clock %d bundle %s", st.next, st.clock, st.bundle)
+	for id, s := range st.sessions {
+		add("session %s %s %q admitted %d decided %d denied %d newest %d results %v", id, s.opener, s.over, s.admitted, s.decided,
+			s.denied, s.newest, s.results)
+	}
+	for id, h := range st.handoffs {
+		grant, result := "", ""
+		if h.grant != nil {
+			grant = h.grant.id
+		}
+		if h.result != nil {
+			result = fmt.Sprintf("%d %s %s", h.result.index, h.result.effect, h.result.claim.ID)
+		}
+		add("handoff %s %s→%s %s under %s %s labels %v granted %v until %d/%d depth %d reasons %v decided %d newest %d grant %s lost %v leased %d result %s approvals %v",
+			id, h.from, h.to, h.mode(), h.parent.id, h.status, h.labels, h.granted, h.deadline, h.expires, h.maxDepth, h.reasons, h.decided,
+			h.newest, grant, h.lost, h.leased, result, h.approvals)
+	}
+	for id, g := range st.byID {
+		var children []string
+		for _, h := range g.children {
+			children = append(children, h.id)
+		}
+		add("grant %s %s %s state %d labels %v until %d hops %d newest %d children %v hash %s", id, g.agent, g.key, g.state, g.labels,
+			g.expires, g.hops, g.newest, children, g.link.HashString())
+	}
+	for name, i := range st.sender {
+		add("sender %s %d", name, i)
+	}
+	for name, i := range st.receiver {
+		add("receiver %s %d", name, i)
+	}
+	for name, n := range st.open {
+		add("open %s %d", name, n)
+	}
+	for print, h := range st.holders {
+		add("holder %s %s %d", print, h.agent, h.grants)
+	}
+	for id, i := range st.used {
+		add("used %s %d", id, i)
+	}
+	for i, r := range st.held {
+		add("held %d %s %s", i, r.handoff.id, r.stage)
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// Dump is what a running governor believes.
+func (g *Governor) Dump() string {
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	return g.state.dump()
+}

@@ -1,0 +1,178 @@
+package governor
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+)
+
+// The live bucket makes restarts quick: it names the sessions that are in memory, and the newest entry of each agent, as
+// of a watermark. What a session is follows from its own entries, which its back pointers find; so a restart reads those
+// and whatever came after the watermark, however long the ledger is.
+//
+// It is a cache and proves nothing: without it the whole ledger is read, to the same state.
+const (
+	liveSession = "session/" // + ID → nothing
+	liveAgent   = "agent/"   // + name → newest entry sent + 1, newest entry received + 1; 0 for none
+	liveBundle  = "bundle"   // → digest of the bundle in force
+)
+
+// touch notes that a key of the live bucket is out of date.
+func (st *State) touch(key string) { st.touched[key] = true }
+
+// liveValue is what a key of the live bucket should be, or nil where it should not be there.
+func (st *State) liveValue(key string) []byte {
+	if id, ok := strings.CutPrefix(key, liveSession); ok {
+		if st.sessions[id] != nil {
+			return []byte{}
+		}
+		return nil
+	}
+	if name, ok := strings.CutPrefix(key, liveAgent); ok {
+		var heads [16]byte
+		if i, ok := st.sender[name]; ok {
+			binary.BigEndian.PutUint64(heads[:8], i+1)
+		}
+		if i, ok := st.receiver[name]; ok {
+			binary.BigEndian.PutUint64(heads[8:], i+1)
+		}
+		return heads[:]
+	}
+	return []byte(st.bundle)
+}
+
+// flushLive stores what has changed in the live bucket. It takes its turn like everything else, so that what it stores is
+// of a prefix of the ledger, and only once that prefix is durable.
+func (g *Governor) flushLive(ctx context.Context) error {
+	var watermark uint64
+	changes := map[string][]byte{}
+	err := g.do(ctx, func(b *batch) error {
+		watermark = b.st.next
+		for key := range b.st.touched {
+			changes[key] = b.st.liveValue(key)
+		}
+		clear(b.st.touched)
+		return nil
+	})
+	if err == nil {
+		err = g.cfg.Log.PutLive(watermark, changes)
+	}
+	if err != nil && len(changes) > 0 {
+		g.state.mu.Lock()
+		defer g.state.mu.Unlock()
+		for key := range changes {
+			g.state.touch(key)
+		}
+	}
+	return err
+}
+
+// rebuild reads the state back from the ledger.
+func (g *Governor) rebuild(ctx context.Context) error {
+	fresh := newState(g.cfg.Keys, g.verifier, g.profile)
+	if err := fresh.restoreLive(ctx, g.cfg.Log); err != nil {
+		g.log.WarnContext(ctx, "the live state cannot be used; reading the whole ledger", "err", err)
+		fresh = newState(g.cfg.Keys, g.verifier, g.profile)
+	}
+	if err := fresh.replay(ctx, g.cfg.Log, g.cfg.Now().Unix()); err != nil {
+		return err
+	}
+	g.state.replace(fresh)
+	return nil
+}
+
+// replay applies the entries from st.next on. Sessions that are over and forgotten at the time now (Unix seconds) do not
+// stay.
+func (st *State) replay(ctx context.Context, log Log, now int64) error {
+	for encoded, err := range log.Entries(st.next) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		e, err := entry.Decode(encoded)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", st.next, err)
+		}
+		if err := st.apply(e, known{}); err != nil {
+			return err
+		}
+		if e.Kind == entry.KindClosed || e.Kind == entry.KindRevoked {
+			st.sweep(now)
+		}
+	}
+	return nil
+}
+
+// restoreLive makes the state as of the live bucket's watermark.
+func (st *State) restoreLive(ctx context.Context, log Log) error {
+	watermark, items, err := log.Live()
+	if err != nil || watermark == 0 {
+		return err
+	}
+	if watermark > log.Size() {
+		return errors.New("it is newer than the ledger")
+	}
+	last, err := log.Entry(watermark - 1)
+	if err != nil {
+		return err
+	}
+	newest, err := entry.Decode(last)
+	if err != nil {
+		return err
+	}
+	var entries []*entry.Entry
+	for _, key := range slices.Sorted(maps.Keys(items)) {
+		value := items[key]
+		if id, ok := strings.CutPrefix(key, liveSession); ok {
+			for encoded, err := range log.Session(id) {
+				if err == nil {
+					err = ctx.Err()
+				}
+				if err != nil {
+					return err
+				}
+				e, err := entry.Decode(encoded)
+				if err != nil {
+					return err
+				}
+				if e.Index < watermark {
+					entries = append(entries, e)
+				}
+			}
+			continue
+		}
+		if name, ok := strings.CutPrefix(key, liveAgent); ok {
+			if len(value) != 16 {
+				return fmt.Errorf("the heads of %s have %d bytes", name, len(value))
+			}
+			if i := binary.BigEndian.Uint64(value[:8]); i > 0 {
+				st.sender[name] = i - 1
+			}
+			if i := binary.BigEndian.Uint64(value[8:]); i > 0 {
+				st.receiver[name] = i - 1
+			}
+			continue
+		}
+		if key != liveBundle {
+			return fmt.Errorf("unknown key %q", key)
+		}
+		st.bundle = string(value)
+	}
+	slices.SortFunc(entries, func(a, b *entry.Entry) int { return int(int64(a.Index) - int64(b.Index)) })
+	for _, e := range entries {
+		if err := st.applySession(e, known{}); err != nil {
+			return err
+		}
+	}
+	st.next, st.clock = watermark, newest.Time
+	clear(st.touched)
+	return nil
+}
