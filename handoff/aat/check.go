@@ -150,10 +150,9 @@ func checkInvocation(args Arguments, invocation []byte) (canonical []byte, err e
 	err = rawMembers(canonical, func(name string, value jsontext.Value) {
 		c, named := args[name]
 		switch {
-		case !named || name == Unnamed: // an argument that is called "*" is an unnamed one
-			if !open {
-				refuse(name, "the credential does not name it")
-			}
+		case !named && !open:
+			refuse(name, "the credential does not name it")
+		case !named:
 		case !c.accepted(string(value)):
 			refuse(name, "the value is outside "+brief(c))
 		}

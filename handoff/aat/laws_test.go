@@ -3,6 +3,7 @@ package aat_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -155,11 +156,32 @@ func TestJSONRoundTrip(t *testing.T) {
 	})
 }
 
+// perturb changes one thing about a claim, which may widen it.
+func perturb(t *rapid.T, args aat.Arguments) aat.Arguments {
+	args = maps.Clone(args)
+	name := rapid.SampledFrom([]string{"x", "y"}).Draw(t, "perturbed")
+	c, named := args[name]
+	switch what := rapid.IntRange(0, 4).Draw(t, "perturbation"); {
+	case what == 0 && len(args) > 0:
+		args[aat.Unnamed] = aat.Wildcard()
+	case what == 1 && named:
+		args[name] = c.AsOptional()
+	case what == 2 && len(args) > 1:
+		delete(args, name)
+	case what == 3:
+		args[name] = constraints(1).Draw(t, "another")
+	}
+	return args
+}
+
 func TestSubsumesToolsIsSound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		parent, child := toolsets().Draw(t, "parent"), toolsets().Draw(t, "child")
 		if rapid.Bool().Draw(t, "near") { // two random claims seldom attenuate each other
 			child, _ = aat.Meet(parent, child)
+			for tool, args := range child {
+				child[tool] = perturb(t, args)
+			}
 		}
 		if aat.SubsumesTools(parent, child) != nil {
 			return

@@ -590,6 +590,9 @@ func scenarios() []*scenario {
 	add("deny-4p2-empty", "4p2", "an empty map below a closed one", func(s *scenario) {
 		s.tools(1)["read_file"] = object{}
 	}).Invariant = "I4"
+	add("deny-4p2-star", "4p2", `"*" below a closed map`, func(s *scenario) {
+		s.tools(1)["read_file"].(object)["*"] = object{"constraint_type": "wildcard"}
+	}).Invariant = "I4"
 	add("deny-4p2-new-argument", "4p2", "an argument that the parent forbids", func(s *scenario) {
 		s.tools(1)["read_file"].(object)["mode"] = object{"constraint_type": "exact", "value": "r"}
 	}).Invariant = "I4"
@@ -741,6 +744,7 @@ func pairTable() []pair {
 	add("range-min-lower", num, aat.Range(aat.AtLeast("-1"), aat.AtMost("10")), false)
 	add("range-max-missing", num, aat.Range(aat.AtLeast("1"), aat.Bound{}), false)
 	add("range-includes-end", aat.Range(aat.Bound{}, aat.LessThan("10")), aat.Range(aat.Bound{}, aat.AtMost("10")), false)
+	add("range-includes-start", aat.Range(aat.MoreThan("0"), aat.Bound{}), aat.Range(aat.AtLeast("0"), aat.Bound{}), false)
 	add("range-open-parent", aat.Range(aat.Bound{}, aat.Bound{}), num, true)
 	add("one_of-more", aat.OneOf(5, 6), aat.OneOf(5, 7), false)
 	add("one_of-exact-outside", aat.OneOf(5, 6), aat.Exact(7), false)
