@@ -27,8 +27,8 @@ import (
 type Config struct {
 	URL string // of the NATS server, such as "tls://127.0.0.1:4222"; several with commas between them. Required.
 
-	// Source gives the agent's X.509-SVID, at every connect anew. Where it has a method Updated() <-chan struct{}, as
-	// [workloadapi.X509Source] has, the client reconnects with each new SVID. Nil: the Workload API at the address in the
+	// Source gives the agent's X.509-SVID. The client reconnects with each new one, at once where Source has a method
+	// Updated() <-chan struct{}, as [workloadapi.X509Source] has. Nil: the Workload API at the address in the
 	// environment variable SPIFFE_ENDPOINT_SOCKET.
 	Source x509svid.Source
 	// Bundles are the trust bundles to check the server with. Nil: Source, which must have them, too.
@@ -81,9 +81,12 @@ type Client struct {
 	stop context.CancelCauseFunc
 	work sync.WaitGroup // every goroutine of the client
 
-	mu    sync.Mutex
-	keys  *keys
-	inbox jetstream.ConsumeContext
+	mu   sync.Mutex
+	keys *keys
+
+	reading  sync.Mutex // held to start or stop reading
+	consumer jetstream.Consumer
+	inbox    jetstream.ConsumeContext // nil while the inbox is not read
 }
 
 // Connect authenticates to the governor's NATS server and returns once connected, or when ctx ends. From then on the
@@ -135,9 +138,11 @@ func Connect(ctx context.Context, cfg Config) (_ *Client, err error) {
 	}
 	c.work.Go(c.tasks.claim)
 	c.work.Go(c.tasks.renew)
+	var updated <-chan struct{}
 	if source, ok := c.cfg.Source.(interface{ Updated() <-chan struct{} }); ok {
-		c.work.Go(func() { c.rotate(source.Updated()) })
+		updated = source.Updated()
 	}
+	c.work.Go(func() { c.rotate(updated) })
 	return c, nil
 }
 
@@ -201,7 +206,10 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.log.InfoContext(c.ctx, "disconnected from the governor", "error", err)
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) { c.log.InfoContext(c.ctx, "reconnected to the governor") }),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			c.log.InfoContext(c.ctx, "reconnected to the governor")
+			c.readAgain()
+		}),
 	)
 	if err != nil {
 		return fmt.Errorf("handoff: connecting to the governor: %w", err)
@@ -210,31 +218,42 @@ func (c *Client) connect(ctx context.Context) (err error) {
 	return err
 }
 
-// rotate reconnects with each new SVID: the server ends a connection when the SVID that it began with expires.
+// rotate reconnects with each new SVID. Otherwise the server ends the connection when the SVID that it began with
+// expires, and what is on its way at that moment is late by the time the server waits for acknowledgements.
 func (c *Client) rotate(updated <-chan struct{}) {
-	last := c.serial()
+	last, next := c.svid()
 	for {
+		timer := time.NewTimer(next) // a source that tells of no updates is asked
 		select {
 		case <-c.ctx.Done():
+			timer.Stop()
 			return
 		case <-updated:
+		case <-timer.C:
 		}
-		if serial := c.serial(); serial != last {
-			last = serial
-			if err := c.nc.ForceReconnect(); err != nil {
-				c.log.WarnContext(c.ctx, "reconnecting with the new SVID failed", "error", err)
-			}
+		timer.Stop()
+		var now string
+		if now, next = c.svid(); now == last || now == "" {
+			continue
+		}
+		last = now
+		c.stopReading()
+		if err := c.nc.ForceReconnect(); err != nil {
+			c.log.WarnContext(c.ctx, "reconnecting with the new SVID failed", "error", err)
+			c.readAgain()
 		}
 	}
 }
 
-// serial tells one SVID from the next.
-func (c *Client) serial() string {
+// svid tells one SVID from the next, and says when to look again.
+func (c *Client) svid() (raw string, next time.Duration) {
 	svid, err := c.cfg.Source.GetX509SVID()
 	if err != nil || len(svid.Certificates) == 0 {
-		return ""
+		return "", time.Second
 	}
-	return string(svid.Certificates[0].Raw)
+	leaf := svid.Certificates[0]
+	left := leaf.NotAfter.Sub(c.cfg.Now()) / 8
+	return string(leaf.Raw), min(max(left, 100*time.Millisecond), time.Minute)
 }
 
 // Name is the agent's full name, as the wire and policies spell it.
@@ -251,12 +270,7 @@ func (c *Client) JWK() aat.JWK { return c.jwk }
 // waits for every goroutine of the client. Closing twice is no error.
 func (c *Client) Close() error {
 	c.stop(ErrClosed)
-	c.mu.Lock()
-	inbox := c.inbox
-	c.mu.Unlock()
-	if inbox != nil {
-		inbox.Stop()
-	}
+	c.stopReading()
 	var errs []error
 	if c.tasks != nil {
 		c.tasks.close()
@@ -288,21 +302,31 @@ func (c *Client) until(ctx context.Context) (context.Context, context.CancelFunc
 
 // startInbox begins to read the agent's inbox, once. Guards and operators have none, so it waits until it is needed.
 func (c *Client) startInbox(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.inbox != nil {
-		return nil
-	}
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	if c.ctx.Err() != nil {
 		return ErrClosed
 	}
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
-	defer cancel()
-	consumer, err := c.js.Consumer(ctx, wire.InboxStream, wire.InboxConsumer)
-	if err != nil {
-		return fmt.Errorf("handoff: the agent's inbox cannot be reached: %w", err)
+	if c.consumer != nil {
+		return nil
 	}
-	c.inbox, err = consumer.Consume(c.dispatch,
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		try, cancel := context.WithTimeout(ctx, tryTimeout)
+		consumer, err := c.js.Consumer(try, wire.InboxStream, wire.InboxConsumer)
+		cancel()
+		if err == nil {
+			c.consumer = consumer
+			return c.read()
+		}
+		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrNoResponders) || !pause(ctx, wait) {
+			return fmt.Errorf("handoff: the agent's inbox cannot be reached: %w", err)
+		}
+	}
+}
+
+// read reads the inbox. The caller has locked reading.
+func (c *Client) read() (err error) {
+	c.inbox, err = c.consumer.Consume(c.dispatch,
 		jetstream.PullMaxMessages(64), // of up to 2 MiB each, in memory
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			c.log.DebugContext(c.ctx, "reading the inbox", "error", err)
@@ -311,6 +335,39 @@ func (c *Client) startInbox(ctx context.Context) error {
 		return fmt.Errorf("handoff: reading the agent's inbox: %w", err)
 	}
 	return nil
+}
+
+// readAgain reads the inbox on a new connection. It must ask anew, under a new reply subject: the server still holds
+// requests of the old connection, cannot deliver what it would send in answer, and drops them only once nobody
+// subscribes to their reply subject.
+func (c *Client) readAgain() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.inbox != nil {
+		c.inbox.Stop()
+		c.inbox = nil
+	}
+	if c.consumer == nil || c.ctx.Err() != nil {
+		return
+	}
+	if err := c.read(); err != nil {
+		c.log.ErrorContext(c.ctx, "the inbox is not read any more", "error", err)
+	}
+}
+
+// stopReading ends reading with the messages that are here already.
+func (c *Client) stopReading() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.inbox == nil {
+		return
+	}
+	c.inbox.Drain()
+	select {
+	case <-c.inbox.Closed():
+	case <-time.After(tryTimeout):
+	}
+	c.inbox = nil
 }
 
 // dispatch hands an inbox message to whoever waits for it.

@@ -2,11 +2,18 @@ package handoff_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
+	"github.com/handoff-governor/handoff-governor/governor/devspiffe"
 	"github.com/handoff-governor/handoff-governor/handoff"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 )
@@ -15,15 +22,16 @@ import (
 
 // world is a running governor.
 type world struct {
-	t   testing.TB
-	cfg daemon.Config
-	d   *daemon.Daemon
-	log *slog.Logger
+	t       testing.TB
+	cfg     daemon.Config
+	d       *daemon.Daemon
+	running atomic.Pointer[daemon.Daemon] // d, for other goroutines
+	log     *slog.Logger
 }
 
 func newWorld(t testing.TB, change ...func(*daemon.Config)) *world {
 	t.Helper()
-	level := slog.LevelError
+	level := slog.LevelWarn
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
@@ -44,6 +52,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.d = d
+	w.running.Store(d)
 	w.cfg.Listen = d.Endpoint.URL[len("tls://"):] // the same port after a restart
 }
 
@@ -52,20 +61,49 @@ func (w *world) stop() {
 	if w.d == nil {
 		return
 	}
+	w.running.Store(nil)
 	if err := w.d.Close(); err != nil {
 		w.t.Errorf("closing the daemon: %v", err)
 	}
 	w.d = nil
 }
 
+// source is an identity that outlives the daemon, as one from a Workload API of its own would.
+type source struct {
+	path string
+	d    *atomic.Pointer[daemon.Daemon]
+}
+
+func (w *world) source(path string) source { return source{path, &w.running} }
+
+func (s source) now() (*devspiffe.Source, error) {
+	d := s.d.Load()
+	if d == nil {
+		return nil, errors.New("the Workload API is down")
+	}
+	return d.Source(s.path)
+}
+
+func (s source) GetX509SVID() (*x509svid.SVID, error) {
+	now, err := s.now()
+	if err != nil {
+		return nil, err
+	}
+	return now.GetX509SVID()
+}
+
+func (s source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	now, err := s.now()
+	if err != nil {
+		return nil, err
+	}
+	return now.GetX509BundleForTrustDomain(td)
+}
+
 // connect connects a process with the SPIFFE ID of that path.
 func (w *world) connect(path string, change ...func(*handoff.Config)) *handoff.Client {
 	w.t.Helper()
-	source, err := w.d.Source(path)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	cfg := handoff.Config{URL: w.d.Endpoint.URL, Source: source, Logger: w.log.With("process", path)}
+	cfg := handoff.Config{URL: w.d.Endpoint.URL, Source: w.source(path), Logger: w.log.With("process", path)}
 	for _, f := range change {
 		f(&cfg)
 	}
