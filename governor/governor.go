@@ -174,15 +174,13 @@ func (g *Governor) begin(ctx context.Context) error {
 		if err := g.expire(b); err != nil {
 			return err
 		}
-		for _, h := range b.st.handoffs {
-			if h.status == statusAdmitted {
-				b.effects.inbox = append(b.effects.inbox, notice(h, ""))
-			}
-		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)
+	}
+	if err := g.republish(ctx); err != nil {
+		return fmt.Errorf("publishing again what may have been lost: %w", err)
 	}
 	return g.feed.beat()
 }

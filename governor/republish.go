@@ -1,0 +1,96 @@
+package governor
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// This file is what a start owes to the one before it. The ledger is the outbox: what is in it may have left, or not, and
+// the streams may have lost with the power what had left. Receivers know repeats by (Handoff-Id, Handoff-Kind).
+
+const (
+	// lossWindow is how long the streams may keep what they have stored from the disk (JetStream's sync_interval is two
+	// minutes), with time to spare.
+	lossWindow = 5 * time.Minute
+	// maxRepublished bounds how far back a start looks for verdicts and results, in entries.
+	maxRepublished = 100_000
+	// republishBatch is how many messages are in flight at once.
+	republishBatch = 256
+)
+
+// republish publishes every notice whose task still waits, and the verdicts and results of the last minutes. Revocations
+// need no repeating: the feed has a new epoch, and guards ask for all of it.
+func (g *Governor) republish(ctx context.Context) error {
+	var out []wire.Outbound
+	flush := func(limit int) error {
+		for len(out) > limit {
+			n := min(len(out), republishBatch)
+			if err := g.cfg.Bus.Deliver(ctx, out[:n]); err != nil {
+				// One inbox that is full must not keep the governor from starting. Its owner will see the rest.
+				g.log.WarnContext(ctx, "some messages could not be published again", "err", err)
+			}
+			out = slices.Delete(out, 0, n)
+		}
+		return ctx.Err()
+	}
+	g.state.mu.RLock()
+	for _, h := range g.state.handoffs {
+		if h.status == statusAdmitted {
+			out = append(out, notice(h, ""))
+		}
+	}
+	next, clock := g.state.next, g.state.clock
+	g.state.mu.RUnlock()
+	if err := flush(0); err != nil {
+		return err
+	}
+	for encoded, err := range g.cfg.Log.Entries(next - min(next, maxRepublished)) {
+		if err != nil {
+			return err
+		}
+		e, err := entry.Decode(encoded)
+		if err != nil {
+			return err
+		}
+		if e.Time < clock-lossWindow.Milliseconds() || e.Handoff == "" {
+			continue
+		}
+		message, ok, err := g.lostMessage(e)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", e.Index, err)
+		}
+		if ok {
+			out = append(out, message)
+		}
+		if err := flush(republishBatch); err != nil {
+			return err
+		}
+	}
+	return flush(0)
+}
+
+// lostMessage is the verdict or result that an entry led to, as long as its session is in memory.
+func (g *Governor) lostMessage(e *entry.Entry) (wire.Outbound, bool, error) {
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	h := g.state.handoffs[e.Handoff]
+	if h == nil {
+		return wire.Outbound{}, false, nil
+	}
+	switch {
+	case h.result != nil && h.result.index == e.Index && h.result.effect == wire.EffectAllow:
+		_, body, err := g.cfg.Log.Body(h.result.body)
+		if err != nil {
+			return wire.Outbound{}, false, err
+		}
+		return resultMessage(h, body, ""), true, nil
+	case h.newest == e.Index && (h.status == statusDenied || h.status == statusHeld || h.status == statusRevoked || h.status == statusExpired):
+		return verdict(h), true, nil
+	}
+	return wire.Outbound{}, false, nil
+}
