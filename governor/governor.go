@@ -156,6 +156,13 @@ func (g *Governor) Run(ctx context.Context) error {
 // Ready is closed once the governor serves.
 func (g *Governor) Ready() <-chan struct{} { return g.ready }
 
+// Bundle is the digest of the bundle in force.
+func (g *Governor) Bundle() string {
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	return g.state.bundle
+}
+
 // begin puts the bundle in force on record and publishes again what a crash may have swallowed.
 func (g *Governor) begin(ctx context.Context) error {
 	judge := g.cfg.Policy.Current()

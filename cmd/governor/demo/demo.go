@@ -422,6 +422,9 @@ func (s *stage) show(e event) {
 		fmt.Fprintf(s.out, "  %-12s %s\n", e.Who, e.Text)
 	case eventStopped:
 		s.seen[e.Text] = true
-		fmt.Fprintf(s.out, "\n  ✗ %-10s %s\n    %-10s %s\n\n", e.Who, e.Text, "stopped:", e.More)
+		fmt.Fprintf(s.out, "\n  ✗ %-10s %s\n    %-10s %s\n", e.Who, e.Text, "stopped:", e.More)
+		if len(s.seen) == troubles {
+			fmt.Fprintln(s.out)
+		}
 	}
 }
