@@ -40,19 +40,15 @@ type Waiting struct {
 	Entry       uint64
 }
 
-// Peek looks at up to limit messages that lie in the agent's inbox, and leaves them there. What another program has been
-// given and has not settled yet is not among them, for up to half a minute. Do not use it beside [Client.Receive] in the
-// same process: they would take turns.
-func (c *Client) Peek(ctx context.Context, limit int) ([]Waiting, error) {
+// Peek looks at up to limit messages that lie in the agent's inbox, and leaves them there; where there are none it waits
+// for one. What another program has been given and has not settled yet is not among them, for up to half a minute. Do not
+// use it beside [Client.Receive] in the same process: they would take turns.
+func (c *Client) Peek(ctx context.Context, limit int, wait time.Duration) ([]Waiting, error) {
 	ctx, cancel := c.until(ctx)
 	defer cancel()
 	consumer, err := c.js.Consumer(ctx, wire.InboxStream, wire.InboxConsumer)
 	if err != nil {
 		return nil, fmt.Errorf("handoff: the agent's inbox cannot be reached: %w", err)
-	}
-	batch, err := consumer.FetchNoWait(limit)
-	if err != nil {
-		return nil, fmt.Errorf("handoff: reading the agent's inbox: %w", err)
 	}
 	var list []Waiting
 	var fetched []jetstream.Msg
@@ -61,19 +57,29 @@ func (c *Client) Peek(ctx context.Context, limit int) ([]Waiting, error) {
 			c.settle(msg.NakWithDelay(time.Millisecond))
 		}
 	}()
-	for msg := range batch.Messages() {
-		fetched = append(fetched, msg)
-		in, err := parseInbox(msg)
+	look := func(batch jetstream.MessageBatch, err error) error {
 		if err != nil {
-			c.log.WarnContext(ctx, "an inbox message cannot be read", "error", err)
-			continue
+			return err
 		}
-		list = append(list, Waiting{
-			Kind: in.kind, ID: in.id, Session: in.session, From: in.from, ContentType: in.contentType, Status: in.status,
-			Verdict: in.verdict, Size: len(msg.Data()), Entry: in.entry,
-		})
+		for msg := range batch.Messages() {
+			fetched = append(fetched, msg)
+			in, err := parseInbox(msg)
+			if err != nil {
+				c.log.WarnContext(ctx, "an inbox message cannot be read", "error", err)
+				continue
+			}
+			list = append(list, Waiting{
+				Kind: in.kind, ID: in.id, Session: in.session, From: in.from, ContentType: in.contentType, Status: in.status,
+				Verdict: in.verdict, Size: len(msg.Data()), Entry: in.entry,
+			})
+		}
+		return batch.Error()
 	}
-	if err := batch.Error(); err != nil {
+	err = look(consumer.FetchNoWait(limit))
+	if err == nil && len(list) == 0 && wait > 0 {
+		err = look(consumer.Fetch(1, jetstream.FetchMaxWait(wait)))
+	}
+	if err != nil {
 		return list, fmt.Errorf("handoff: reading the agent's inbox: %w", err)
 	}
 	return list, nil

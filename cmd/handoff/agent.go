@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/handoff"
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
+)
+
+const connectWithin = 5 * time.Second
+
+// endpoint is what governor.json in a governor's data directory says.
+type endpoint struct {
+	TrustDomain string  `json:"trust_domain"`
+	URL         string  `json:"url"`
+	Issuer      string  `json:"issuer"`
+	IssuerKey   aat.JWK `json:"issuer_key"`
+}
+
+func readEndpoint(dir string) (endpoint, error) {
+	var e endpoint
+	raw, err := os.ReadFile(filepath.Join(dir, "governor.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return e, fmt.Errorf("there is no governor's data in %s: name the directory with --data", dir)
+	}
+	if err != nil {
+		return e, err
+	}
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return e, fmt.Errorf("governor.json in %s: %w", dir, err)
+	}
+	return e, nil
+}
+
+// agent is a connection as an agent, with what earlier commands have kept.
+type agent struct {
+	*handoff.Client
+	*state
+	source *workloadapi.X509Source
+}
+
+// as runs f as the agent that the command line names.
+func as(cmd *cobra.Command, f func(context.Context, *agent) error) (err error) {
+	address, socket, err := whoAndWhere(cmd)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), connectWithin)
+	defer cancel()
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(socket)))
+	if err != nil {
+		return fmt.Errorf("no identity from %s: %w", socket, err)
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	svid, err := source.GetX509SVID()
+	if err != nil {
+		return err
+	}
+	name, err := identity.NameOf(svid.ID)
+	if err != nil {
+		return err
+	}
+	dir, err := cmd.Flags().GetString("state")
+	if err != nil {
+		return err
+	}
+	kept, err := openState(dir, string(name))
+	if err != nil {
+		return err
+	}
+	key, err := handoff.LoadKey(kept.keyFile())
+	if err != nil {
+		return err
+	}
+	client, err := handoff.Connect(ctx, handoff.Config{URL: address, Source: source, Key: key})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	return f(cmd.Context(), &agent{client, kept, source})
+}
+
+// whoAndWhere finds the address of the governor and of the Workload API.
+func whoAndWhere(cmd *cobra.Command) (address, socket string, err error) {
+	who, err := cmd.Flags().GetString("agent")
+	if err != nil {
+		return "", "", err
+	}
+	if who == "" {
+		address, socket = os.Getenv("HANDOFF_URL"), os.Getenv(workloadapi.SocketEnv)
+		if address == "" || socket == "" {
+			return "", "", cli.Usagef("say who you are: --agent NAME with --data DIR, or SPIFFE_ENDPOINT_SOCKET and HANDOFF_URL")
+		}
+		return address, socket, nil
+	}
+	dir, err := cmd.Flags().GetString("data")
+	if err != nil {
+		return "", "", err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", "", err
+	}
+	e, err := readEndpoint(dir)
+	if err != nil {
+		return "", "", err
+	}
+	home, err := spiffeid.TrustDomainFromString(e.TrustDomain)
+	if err != nil {
+		return "", "", fmt.Errorf("governor.json in %s: %w", dir, err)
+	}
+	name, err := identity.Expand(who, home)
+	if err != nil {
+		return "", "", cli.Usagef("--agent: %v", err)
+	}
+	file := filepath.Join(dir, "ca", "sock", socketFile(name))
+	conn, err := net.DialTimeout("unix", file, connectWithin)
+	if err != nil {
+		return "", "", fmt.Errorf("nobody serves the identity of %s in %s: run \"governor up --data %s --agent %s\"", who, dir, dir, who)
+	}
+	conn.Close()
+	return e.URL, (&url.URL{Scheme: "unix", Path: file}).String(), nil
+}
+
+// socketFile is the name that the governor's development Workload API gives the socket of an agent.
+func socketFile(name identity.Name) string {
+	_, path, _ := strings.Cut(string(name), "=s")
+	if short, ok := strings.CutPrefix(path, "agent=s"); ok && !strings.Contains(short, "=s") {
+		return short + ".sock"
+	}
+	return "=s" + path + ".sock"
+}
+
+// grant finds the grant to act under: a session's root, or that of a claimed task.
+func (a *agent) grant(ctx context.Context, session, id string) (*handoff.Grant, error) {
+	switch {
+	case (session == "") == (id == ""):
+		return nil, cli.Usagef("name the grant to act under: --session ID of one that you opened, or --handoff ID of a task that you claimed")
+	case session != "":
+		chain, err := a.session(session)
+		if err != nil {
+			return nil, err
+		}
+		return a.Restore(ctx, chain)
+	}
+	task, err := a.task(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return task.Grant, nil
+}
+
+// task goes on with a task that an earlier command has claimed, and renews its lease.
+func (a *agent) task(ctx context.Context, id string) (*handoff.Task, error) {
+	session, err := a.claimed(id)
+	if err != nil {
+		return nil, err
+	}
+	return a.Claim(ctx, session, id)
+}
+
+// short is a name as people type it.
+func (a *agent) short(name string) string { return identity.Name(name).Short(a.ID().TrustDomain()) }

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/handoff"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+)
+
+// offer is what "handoff offer" was asked for.
+type offer struct {
+	session, under        string
+	to, task              string
+	tools                 toolFlags
+	mode, purpose         string
+	contentType           string
+	labels, audience      []string
+	deadline, lifetime    time.Duration
+	maxHops               int
+	id, wait, traceparent string
+	timeout               time.Duration
+}
+
+func offerCommand() *cobra.Command {
+	var o offer
+	cmd := &cobra.Command{
+		Use:   "offer --session ID --to AGENT --task FILE",
+		Short: "Offer a task to another agent, and print the handoff's ID",
+		Long: `Offer a task to another agent, with as much of a grant as the task needs: the grant of a session that you opened
+(--session), or of a task that you claimed (--handoff).
+
+It returns when the governor has decided (--wait receipt: a denial, or that it is in the ledger; --wait verdict: also
+what was granted), or with --wait result when the task is done. Then the result's bytes go to standard output, and the
+ID to standard error.
+
+Without an answer in time it fails, and the task may have been handed on all the same: offer it again with the same --id
+to be sure that it is, once.`,
+		Example: `  handoff offer --session $S --to writer --task brief.md --tool fs.read --content-type text/markdown
+  handoff offer --handoff $ID --to checker --task - --mode transfer --deadline 10m < draft.md`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.session, "session", "", "session that you opened, to act under its grant")
+	f.StringVar(&o.under, "handoff", "", "task that you claimed, to act under its grant")
+	f.StringVar(&o.to, "to", "", "agent to hand the task to: a short name or a SPIFFE ID (required)")
+	f.StringVar(&o.task, "task", "", "file with the task, - for standard input (required)")
+	o.tools.add(cmd)
+	f.StringVar(&o.mode, "mode", wire.ModeDelegate, "delegate, and the result comes back; or transfer, and your grant ends when it is claimed")
+	f.StringArrayVar(&o.labels, "label", nil, "label of the task's data; repeatable")
+	f.StringArrayVar(&o.audience, "audience", nil, "guard at which the tools may be used; repeatable (default: any)")
+	f.DurationVar(&o.deadline, "deadline", 0, "how long the task may wait to be claimed (default: as long as it may take)")
+	f.DurationVar(&o.lifetime, "lifetime", 0, "how long the work may take, from now (default: as long as the grant lives)")
+	f.IntVar(&o.maxHops, "max-hops", -1, "how often the receiver may hand on (default: as often as the grant allows)")
+	f.StringVar(&o.contentType, "content-type", "application/octet-stream", "media type of the task")
+	f.StringVar(&o.purpose, "purpose", "", "what the task is for, for the record and the receiver")
+	f.StringVar(&o.traceparent, "traceparent", os.Getenv("TRACEPARENT"), "W3C trace context to pass on")
+	f.StringVar(&o.id, "id", "", "UUIDv7 of the handoff, to send one again (default: a new one)")
+	f.StringVar(&o.wait, "wait", "receipt", "wait for: receipt, verdict or result")
+	f.DurationVar(&o.timeout, "timeout", 0, "how long to wait (default: 30s for a receipt or verdict, no limit for a result)")
+	return cmd
+}
+
+func (o *offer) run(cmd *cobra.Command) error {
+	options, err := o.options()
+	if err != nil {
+		return err
+	}
+	task, err := readInput(o.task)
+	if err != nil {
+		return err
+	}
+	return as(cmd, func(ctx context.Context, a *agent) error {
+		if o.timeout == 0 && o.wait != "result" {
+			o.timeout = answerWithin
+		}
+		ctx, cancel := limited(ctx, o.timeout)
+		defer cancel()
+		grant, err := a.grant(ctx, o.session, o.under)
+		if err != nil {
+			return err
+		}
+		h, err := grant.Offer(ctx, o.to, task, options...)
+		if err != nil {
+			if h != nil && ctx.Err() != nil {
+				return fmt.Errorf("%w; to be sure, offer the same again with --id %s", err, h.ID)
+			}
+			return err
+		}
+		if o.wait != "result" {
+			return shown(cmd, h)
+		}
+		if err := cli.To(cmd.ErrOrStderr()).Line("%s", h.ID); err != nil {
+			return err
+		}
+		return awaited(ctx, cmd, a, h)
+	})
+}
+
+func (o *offer) options() ([]handoff.OfferOption, error) {
+	tools, err := o.tools.read()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case o.to == "":
+		return nil, cli.Usagef("name the receiver with --to")
+	case o.task == "":
+		return nil, cli.Usagef("name the file with the task with --task; - is standard input")
+	case (o.session == "") == (o.under == ""):
+		return nil, cli.Usagef("name the grant to act under: --session ID of one that you opened, or --handoff ID of a task that you claimed")
+	case o.deadline < 0 || o.lifetime < 0 || o.timeout < 0:
+		return nil, cli.Usagef("--deadline, --lifetime and --timeout cannot be negative")
+	}
+	options := []handoff.OfferOption{handoff.Tools(tools), handoff.ContentType(o.contentType)}
+	switch o.mode {
+	case wire.ModeDelegate:
+	case wire.ModeTransfer:
+		options = append(options, handoff.Transfer())
+	default:
+		return nil, cli.Usagef("--mode is %q; it must be delegate or transfer", o.mode)
+	}
+	switch o.wait {
+	case "receipt", "result":
+	case "verdict":
+		options = append(options, handoff.AwaitVerdict())
+	default:
+		return nil, cli.Usagef("--wait is %q; it must be receipt, verdict or result", o.wait)
+	}
+	if len(o.labels) > 0 {
+		options = append(options, handoff.Labels(o.labels...))
+	}
+	if len(o.audience) > 0 {
+		options = append(options, handoff.Audience(o.audience...))
+	}
+	if o.deadline > 0 {
+		options = append(options, handoff.Deadline(time.Now().Add(o.deadline)))
+	}
+	if o.lifetime > 0 {
+		options = append(options, handoff.Lifetime(o.lifetime))
+	}
+	if o.maxHops >= 0 {
+		options = append(options, handoff.MaxHops(o.maxHops))
+	}
+	if o.purpose != "" {
+		options = append(options, handoff.Purpose(o.purpose))
+	}
+	if o.traceparent != "" {
+		options = append(options, handoff.Traceparent(o.traceparent))
+	}
+	if o.id != "" {
+		options = append(options, handoff.WithID(o.id))
+	}
+	return options, nil
+}
+
+// shown writes the ID of an offer that was accepted, and what was granted where that is known.
+func shown(cmd *cobra.Command, h *handoff.Handoff) error {
+	out, v := cli.For(cmd), h.Verdict()
+	if out.JSON {
+		return out.Value(struct {
+			ID      string        `json:"id"`
+			Session string        `json:"session"`
+			To      string        `json:"to"`
+			Verdict *wire.Verdict `json:"verdict,omitempty"`
+		}{h.ID, h.Session, h.To, v})
+	}
+	if v != nil {
+		notes := cli.To(cmd.ErrOrStderr())
+		err := notes.Ended(v.Effect, "%s", h.ID)
+		for _, tool := range cli.ToolTexts(v.Granted) {
+			err = errors.Join(err, notes.Line("  %s", tool))
+		}
+		for _, r := range v.Reasons {
+			err = errors.Join(err, notes.Line("  %s", cli.ReasonText(r)))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return out.Line("%s", h.ID)
+}
+
+func awaitCommand() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "await ID",
+		Short: "Wait for the result of a task that you offered, and write its bytes",
+		Long: `Wait for the result of a task that you offered, and write its bytes to standard output. A result is delivered once: the
+command that has written it has taken it from the inbox.`,
+		Example: "  handoff await $ID --timeout 10m > report.md",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return cli.Usagef("--timeout cannot be negative")
+			}
+			return as(cmd, func(ctx context.Context, a *agent) error {
+				ctx, cancel := limited(ctx, timeout)
+				defer cancel()
+				return awaited(ctx, cmd, a, a.Handoff(args[0]))
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait (default: no limit)")
+	return cmd
+}
+
+// awaited writes the result of a handoff once it is there.
+func awaited(ctx context.Context, cmd *cobra.Command, a *agent, h *handoff.Handoff) error {
+	r, err := h.Result(ctx)
+	if err != nil {
+		return err
+	}
+	out := cli.For(cmd)
+	if out.JSON {
+		err = out.Value(struct {
+			ID          string `json:"id"`
+			Status      string `json:"status"`
+			From        string `json:"from"`
+			ContentType string `json:"content_type"`
+			Entry       uint64 `json:"entry"`
+			Body        []byte `json:"body"`
+		}{r.ID, r.Status, r.From, r.ContentType, r.Entry, r.Body})
+	} else {
+		err = out.Bytes(r.Body)
+	}
+	if err == nil && r.Status == wire.StatusFailed {
+		return fmt.Errorf("%s could not do the task; what it wrote is the output", a.short(r.From))
+	}
+	return err
+}
+
+// limited is ctx with a limit, where there is one.
+func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if limit == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, limit)
+}
+
+// maxInput is the most that is read of a file, in bytes. What is more than the governor takes, it refuses by itself.
+const maxInput = wire.MaxBody + 1
+
+// readInput reads a file, or standard input for "-".
+func readInput(file string) ([]byte, error) {
+	in := os.Stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	return io.ReadAll(io.LimitReader(in, maxInput))
+}
