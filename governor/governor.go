@@ -166,6 +166,10 @@ func (g *Governor) Bundle() string {
 // begin puts the bundle in force on record and publishes again what a crash may have swallowed.
 func (g *Governor) begin(ctx context.Context) error {
 	judge := g.cfg.Policy.Current()
+	var early map[string]judgement
+	if g.Bundle() != judge.Digest() {
+		early = g.prejudge(ctx, judge)
+	}
 	err := g.do(ctx, func(b *batch) error {
 		if b.st.bundle != judge.Digest() {
 			bundle := judge.Bytes()
@@ -174,7 +178,7 @@ func (g *Governor) begin(ctx context.Context) error {
 			if err := b.write(e, known{}, nil, attach); err != nil {
 				return err
 			}
-			if err := g.rejudge(ctx, b); err != nil {
+			if err := g.rejudge(ctx, b, early); err != nil {
 				return err
 			}
 		}

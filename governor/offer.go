@@ -91,6 +91,9 @@ func (o *offer) deny(reasons ...wire.Reason) {
 // 2. verify: what can be known from the message, the parent grant and the clock. It sets refusal, or a denial, or
 // leaves the offer open for the policy.
 func (o *offer) verify() {
+	if o.refusal = poisoned(o.in); o.refusal != nil {
+		return
+	}
 	head, refusal := readHeaders(o.in.Header, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
 		o.refusal = refusal
@@ -367,6 +370,17 @@ func (g *Governor) settle(ctx context.Context, in wire.Inbound, refusal *wire.Er
 	if err != nil { // it comes again, and is answered as a repeat
 		g.log.WarnContext(ctx, "a message could not be settled", "from", in.Sender, "err", err)
 	}
+}
+
+// maxDeliveries is how often a message is tried. Trouble that lasts longer is the message's own, or an operator must look.
+const maxDeliveries = 100
+
+// poisoned sets a message aside that was tried again and again, so that it does not keep others waiting for ever.
+func poisoned(in wire.Inbound) *wire.Error {
+	if in.Deliveries <= maxDeliveries {
+		return nil
+	}
+	return wire.Refuse(wire.CodeQuarantineUnknown, "this message could not be decided, however often it was tried; the operator has it")
 }
 
 // retryDelay grows with each delivery, to a minute.

@@ -1,9 +1,11 @@
 package governor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
@@ -20,6 +22,7 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 		g.log.ErrorContext(ctx, "a bundle does not compile; the one before stays in force", "by", by, "err", err)
 		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+err.Error())
 	}
+	early := g.prejudge(ctx, judge)
 	err = g.do(ctx, func(b *batch) error {
 		before := b.judge
 		e := &entry.Entry{Kind: entry.KindBundle, Bundle: &entry.Bundle{Digest: judge.Digest(), By: by, Size: len(bundle)}}
@@ -34,7 +37,7 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 		b.undo = append(b.undo, func() { g.cfg.Policy.Activate(before) })
 		g.cfg.Policy.Activate(judge)
 		b.judge = judge
-		return g.rejudge(ctx, b)
+		return g.rejudge(ctx, b, early)
 	})
 	if err != nil {
 		return 0, unavailable(err)
@@ -43,23 +46,66 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 	return index, nil
 }
 
-// rejudge judges every live grant again, parents before children, and revokes those that would not be granted now.
-func (g *Governor) rejudge(ctx context.Context, b *batch) error {
-	var grants []*grant
-	for _, gr := range b.st.byID {
+// judgement is what a bundle says of a live grant.
+type judgement struct {
+	facts    offerFacts
+	decision *entry.Decision
+	answer   wire.Answer
+	reasons  []wire.Reason
+}
+
+// prejudge asks about every live grant before the bundle's turn comes, in parallel and out of everybody's way.
+func (g *Governor) prejudge(ctx context.Context, judge Judge) map[string]judgement {
+	type question struct {
+		id    string
+		facts offerFacts
+		input decisionInput
+	}
+	var questions []question
+	g.state.mu.RLock()
+	for _, gr := range g.state.working() {
+		facts := claimFacts(judge, gr.handoff)
+		questions = append(questions, question{gr.id, facts, claimQuestion(facts, gr.handoff, gr.link.Claims.Tools)})
+	}
+	g.state.mu.RUnlock()
+	answers := parallel(questions, func(q question) judgement {
+		decision, answer, reasons := g.ask(ctx, judge, "decision", q.input)
+		return judgement{q.facts, decision, answer, reasons}
+	})
+	out := make(map[string]judgement, len(questions))
+	for i, q := range questions {
+		out[q.id] = answers[i]
+	}
+	return out
+}
+
+// working are the grants that somebody works under, parents before children.
+func (st *State) working() []*grant {
+	var out []*grant
+	for _, gr := range st.byID {
 		if gr.handoff != nil && gr.state == live && gr.handoff.grant == gr && gr.handoff.status == statusClaimed {
-			grants = append(grants, gr)
+			out = append(out, gr)
 		}
 	}
-	slices.SortFunc(grants, func(x, y *grant) int { return int(int64(x.newest) - int64(y.newest)) })
-	for _, gr := range grants {
+	slices.SortFunc(out, func(x, y *grant) int { return cmp.Or(x.hops-y.hops, strings.Compare(x.id, y.id)) })
+	return out
+}
+
+// rejudge judges every live grant again, and revokes those that would not be granted now. What early says holds where no
+// fact has changed since.
+func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judgement) error {
+	for _, gr := range b.st.working() {
 		if gr.state != live || gr.usable(b.seconds()) != nil {
 			continue // an entry above has revoked it
 		}
 		h := gr.handoff
-		facts := claimFacts(b.judge, h)
 		held := gr.link.Claims.Tools
-		decision, answer, reasons := g.ask(ctx, b.judge, "decision", claimQuestion(facts, h, held))
+		j, ok := early[gr.id]
+		if facts := claimFacts(b.judge, h); !ok || !facts.equal(j.facts) {
+			decision, answer, reasons := g.ask(ctx, b.judge, "decision", claimQuestion(facts, h, held))
+			j = judgement{facts, decision, answer, reasons}
+		}
+		decision, answer, reasons := j.decision, j.answer, j.reasons
 		effect := answer.Effect
 		if effect == wire.EffectAllow {
 			if granted, dropped := meet(held, answer.Ceiling); !granted.Equal(held) {

@@ -76,6 +76,9 @@ func (r *result) verify() {
 	if ids := r.in.Header[wire.HeaderID]; len(ids) == 1 {
 		r.id = ids[0] // so that a refusal can say what it is about
 	}
+	if r.refusal = poisoned(r.in); r.refusal != nil {
+		return
+	}
 	head, refusal := readHeaders(r.in.Header, wire.HeaderID, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
 		r.refusal = refusal

@@ -108,22 +108,35 @@ func (g *Governor) sequence(ctx context.Context, out chan<- *batch) {
 				break gather
 			}
 		}
-		b, err := g.order(members)
-		if err == nil {
-			err = g.record(ctx, b)
-		}
-		if err != nil {
-			for _, undo := range slices.Backward(b.undo) {
-				undo()
-			}
-			g.log.ErrorContext(ctx, "nothing of this batch was decided", "proposals", len(members), "err", err)
-			for _, p := range members {
-				p.settle(fmt.Errorf("%w: %w", errUndecided, err))
-			}
-			g.recoverState(ctx)
-			continue
-		}
+		g.decide(ctx, members, out)
+	}
+}
+
+// decide makes one batch of the proposals, and passes it on once it is durable. A proposal that breaks its batch is
+// found by deciding each alone; one by one they cannot take each other down.
+func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *batch) {
+	b, err := g.order(members)
+	ordered := err == nil
+	if ordered {
+		err = g.record(ctx, b)
+	}
+	if err == nil {
 		out <- b
+		return
+	}
+	for _, undo := range slices.Backward(b.undo) {
+		undo()
+	}
+	g.log.ErrorContext(ctx, "nothing of this batch was decided", "proposals", len(members), "err", err)
+	g.recoverState(ctx)
+	if !ordered && len(members) > 1 && ctx.Err() == nil {
+		for _, p := range members {
+			g.decide(ctx, []proposal{p}, out)
+		}
+		return
+	}
+	for _, p := range members {
+		p.settle(fmt.Errorf("%w: %w", errUndecided, err))
 	}
 }
 

@@ -37,13 +37,13 @@ import (
 
 // world is a running governor.
 type world struct {
-	t   *testing.T
+	t   testing.TB
 	cfg daemon.Config
 	d   *daemon.Daemon
 	log *bytes.Buffer
 }
 
-func newWorld(t *testing.T, change ...func(*daemon.Config)) *world {
+func newWorld(t testing.TB, change ...func(*daemon.Config)) *world {
 	t.Helper()
 	w := &world{t: t, cfg: daemon.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"}}
 	if testing.Verbose() {
@@ -59,7 +59,7 @@ func newWorld(t *testing.T, change ...func(*daemon.Config)) *world {
 
 func (w *world) start() {
 	w.t.Helper()
-	d, err := daemon.Start(w.t.Context(), w.cfg)
+	d, err := daemon.Start(context.Background(), w.cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func (w *world) stop() {
 
 // sameAfterRestart checks that the ledger alone leads to the state that the governor is in, read whole or by the live
 // bucket. (Leases are renewed without an entry; after a restart they run again in full.)
-func sameAfterRestart(t *testing.T, g *governor.Governor) {
+func sameAfterRestart(t testing.TB, g *governor.Governor) {
 	t.Helper()
 	ctx := context.Background()
 	for _, useLive := range []bool{false, true} {
@@ -99,7 +99,7 @@ func sameAfterRestart(t *testing.T, g *governor.Governor) {
 }
 
 // verifyLedger has the independent verifier read a stopped daemon's ledger.
-func verifyLedger(t *testing.T, dir string, e daemon.Endpoint) {
+func verifyLedger(t testing.TB, dir string, e daemon.Endpoint) {
 	t.Helper()
 	l, err := ledger.Open(daemon.LedgerPath(dir), ledger.Config{ReadOnly: true})
 	if err != nil {
@@ -115,7 +115,7 @@ func verifyLedger(t *testing.T, dir string, e daemon.Endpoint) {
 // agent is one process of an agent that speaks by hand.
 type agent struct {
 	w    *world
-	t    *testing.T
+	t    testing.TB
 	name string
 	key  ed25519.PrivateKey
 	nc   *nats.Conn
@@ -143,7 +143,7 @@ func (w *world) agent(short string) *agent {
 		w.t.Fatal(err)
 	}
 	var err error
-	if a.inbox, err = a.js.Consumer(w.t.Context(), wire.InboxStream, wire.InboxConsumer); err != nil {
+	if a.inbox, err = a.js.Consumer(context.Background(), wire.InboxStream, wire.InboxConsumer); err != nil {
 		w.t.Fatal(err)
 	}
 	return a
@@ -184,7 +184,7 @@ func (a *agent) process() *agent {
 	return a.w.agent(strings.TrimPrefix(idOf(a.t, a.name).Path(), "/agent/"))
 }
 
-func idOf(t *testing.T, name string) spiffeid.ID {
+func idOf(t testing.TB, name string) spiffeid.ID {
 	t.Helper()
 	id, err := identity.Name(name).ID()
 	if err != nil {
@@ -524,7 +524,7 @@ func (h held) result(body string, change ...func(*wire.ResultToken, *nats.Msg)) 
 
 func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-func verifierConfig(t *testing.T, e daemon.Endpoint) entry.Config {
+func verifierConfig(t testing.TB, e daemon.Endpoint) entry.Config {
 	t.Helper()
 	key, err := e.IssuerKey.Key()
 	if err != nil {

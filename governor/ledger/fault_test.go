@@ -327,7 +327,7 @@ func TestFlippedPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	content := bytes.Join(readPages(t, path, 16<<10), nil)
-	random := rand.New(rand.NewPCG(3, 4))
+	random := rand.New(rand.NewPCG(3, uint64(time.Now().UnixNano())))
 	broken := filepath.Join(dir, "broken.db")
 	found := 0
 	for round := range 600 {
@@ -360,7 +360,6 @@ func readAll(path string, log *entrytest.Log) error {
 		return err
 	}
 	defer l.Close()
-	err = l.Check()
 	for i, item := range log.Items {
 		_, e := l.Entry(uint64(i))
 		var lookup error

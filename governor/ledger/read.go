@@ -221,22 +221,6 @@ func (l *Ledger) Snapshot(ctx context.Context, w io.Writer) (n int64, err error)
 	return n, err
 }
 
-// Check reads the whole file and tells whether its pages fit together. It knows nothing of what they say: that is for
-// [entry.Verify]. Appends wait until it is done.
-func (l *Ledger) Check() error {
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	return l.view(func(tx *bbolt.Tx) error {
-		var first error
-		for err := range tx.Check() { // must be read to its end
-			if first == nil {
-				first = fmt.Errorf("%w: %w", ErrDamaged, err)
-			}
-		}
-		return first
-	})
-}
-
 type contextWriter struct {
 	ctx context.Context
 	w   io.Writer
