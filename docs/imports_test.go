@@ -2,6 +2,7 @@ package docs_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"maps"
 	"os/exec"
@@ -83,7 +84,7 @@ var packages = sync.OnceValues(func() ([]pkg, error) {
 	var all []pkg
 	for in := jsontext.NewDecoder(bytes.NewReader(out)); ; {
 		var p pkg
-		if err := json.UnmarshalDecode(in, &p); err == io.EOF {
+		if err := json.UnmarshalDecode(in, &p); errors.Is(err, io.EOF) {
 			return all, nil
 		} else if err != nil {
 			return nil, err
