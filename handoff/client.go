@@ -344,7 +344,7 @@ func (c *Client) readAgain() {
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	if c.inbox != nil {
-		c.inbox.Stop()
+		c.inbox.Drain() // it may have begun to read again by itself
 		c.inbox = nil
 	}
 	if c.consumer == nil || c.ctx.Err() != nil {

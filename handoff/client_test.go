@@ -543,3 +543,87 @@ func TestWorkloadAPI(t *testing.T) {
 	}
 	w.session(c)
 }
+
+// Who works on a task learns that it is over.
+func TestTaskEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	session := w.session(a)
+	must(session.Offer(w.ctx(), "b", []byte("short"), handoff.Lifetime(2*time.Second)))(t)
+	must(session.Offer(w.ctx(), "b", []byte("long")))(t)
+	tasks := map[string]*handoff.Task{}
+	for range 2 {
+		task := w.receive(b)
+		tasks[string(task.Body)] = task
+	}
+	handoff.RenewNow(b)
+	if err := tasks["long"].Context().Err(); err != nil {
+		t.Fatalf("a renewed task ended: %v", err)
+	}
+	<-tasks["short"].Context().Done()
+	if err := context.Cause(tasks["short"].Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the short task ended with %v", err)
+	}
+	wantCode(t, tasks["short"].Complete(w.ctx(), nil), wire.CodeExpired)
+
+	if err := session.Close(w.ctx(), "enough"); err != nil {
+		t.Fatal(err)
+	}
+	handoff.RenewNow(b)
+	wantCode(t, context.Cause(tasks["long"].Context()), wire.CodeSessionClosed)
+	if err := tasks["long"].Complete(w.ctx(), nil); err == nil {
+		t.Error("a result after the session's end was accepted")
+	}
+}
+
+// One result of a task, however often it is sent.
+func TestOneResult(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	sent := must(w.session(a).Offer(w.ctx(), "b", nil))(t)
+	task := w.receive(b)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if err := task.Complete(w.ctx(), []byte("done")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	wantCode(t, task.Complete(w.ctx(), []byte("done otherwise")), wire.CodeResultConflict)
+	wantCode(t, task.Fail(w.ctx(), "done"), wire.CodeResultConflict)
+	if r := must(sent.Result(w.ctx()))(t); string(r.Body) != "done" {
+		t.Errorf("the result is %+v", r)
+	}
+}
+
+func TestOfferWithoutWaiting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	session := w.session(a)
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	h := must(session.Offer(w.ctx(), b.ID().String(), []byte("task"), handoff.NoWait(), handoff.Traceparent(trace)))(t)
+	if err := h.Await(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	task := w.receive(b)
+	if task.Traceparent != trace {
+		t.Errorf("traceparent %q", task.Traceparent)
+	}
+	if err := task.Complete(w.ctx(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Await(w.ctx()); err != nil { // long known
+		t.Error(err)
+	}
+	if r := must(h.Result(w.ctx()))(t); r.Traceparent != trace {
+		t.Errorf("traceparent %q", r.Traceparent)
+	}
+	if err := a.Handoff(h.ID).Await(w.ctx()); err == nil {
+		t.Error("a handoff that was not made here can be sent again")
+	}
+}
