@@ -327,7 +327,7 @@ func TestFlippedPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	content := bytes.Join(readPages(t, path, 16<<10), nil)
-	random := rand.New(rand.NewPCG(3, uint64(time.Now().UnixNano())))
+	random := rand.New(rand.NewPCG(3, 4))
 	broken := filepath.Join(dir, "broken.db")
 	found := 0
 	for round := range 600 {

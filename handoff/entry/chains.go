@@ -499,8 +499,6 @@ func (s *step) claimed(in *session, c *Claimed) error {
 		return s.bad("to", "the handoff is from %q to %q", h.from, h.to)
 	case h.state == isAdmitted && s.now > h.deadline:
 		return s.bad("time", "is after the deadline of the handoff")
-	case s.now >= h.expires:
-		return s.bad("time", "is after the last moment of the work")
 	}
 	transferred := h.state == isClaimed && h.offer.Handoff.Mode == wire.ModeTransfer // which ended the parent
 	if err := s.usable("handoff", h.parent); err != nil && !(transferred && !h.parent.revoked) {
@@ -621,8 +619,8 @@ func (s *step) answered(in *session, r *Result) error {
 	return s.bad("result.effect", "must be allow, deny or hold")
 }
 
-// accept ends the work on h: what is below is revoked, then the grant ends, and every handoff on the way to the one that
-// is answered has its result.
+// accept ends the work on h: what is below is revoked, then the grant ends, and every handoff on the way to the one
+// that is answered has its result.
 func (s *step) accept(in *session, h *handoff) error {
 	if h.grant == nil || h.result == nil {
 		return s.bad("handoff", "has no result to accept")
@@ -664,7 +662,8 @@ func (s *step) revoked(in *session, r *Revoked) error {
 			}
 		}
 	}
-	if h := in.handoffs[s.e.Handoff]; h != nil && (s.e.Grant == "" || h.grant != nil && h.grant.link.Claims.ID == s.e.Grant) {
+	h := in.handoffs[s.e.Handoff]
+	if h != nil && (s.e.Grant == "" || h.grant != nil && h.grant.link.Claims.ID == s.e.Grant) {
 		if h.grant != nil && !h.grant.revoked && !named(h.grant) {
 			return s.bad("revoked.grants", "lacks %s, the grant of the handoff", h.grant.link.Claims.ID)
 		}

@@ -1,12 +1,12 @@
 // Package entry is the encoding of the governor's ledger, and the verifier of it.
 //
 // An [Entry] is one thing that happened: a session was opened, an offer decided, a task claimed. A [Checkpoint] is the
-// log's signature over all entries up to one, by way of their Merkle tree. [Verify] reads a whole log and finds the first
-// entry that cannot be true; [CheckInclusion] and [CheckConsistency] need only a proof.
+// log's signature over all entries up to one, by way of their Merkle tree. [Verify] reads a whole log and finds the
+// first entry that cannot be true; [CheckInclusion] and [CheckConsistency] need only a proof.
 //
-// The verifier shares nothing with the writer but this encoding and the reading of tokens (package aat): whoever distrusts
-// the governor needs this package, or docs/ledger.md and any JSON and SHA-256, with the log's public key and the
-// issuer's, and nothing else.
+// The verifier shares nothing with the writer but this encoding and the reading of tokens (package aat): whoever
+// distrusts the governor needs this package, or docs/ledger.md and any JSON and SHA-256, with the log's public key and
+// the issuer's, and nothing else.
 package entry
 
 import (

@@ -43,8 +43,8 @@ func TestVerifyAcceptsWhatAGovernorWrites(t *testing.T) {
 	})
 }
 
-// stored is a log as it lies on a disk that somebody else can write to: what was signed and hashed once stays, whatever
-// becomes of the entries.
+// stored is a log as it lies on a disk that somebody else can write to: what was signed and hashed once stays,
+// whatever becomes of the entries.
 type stored struct {
 	*entrytest.Log
 	checkpoint []byte
@@ -170,8 +170,9 @@ func TestVerifyTrustsOnlyItsOwnKeys(t *testing.T) {
 
 // A governor that lies in its log, and signs it, is found out by what others signed, and by what it said itself.
 func TestVerifyFindsLies(t *testing.T) {
-	story := func() (l *entrytest.Log, at map[string]int) {
+	story := func(tamper func(*entry.Entry)) (l *entrytest.Log, at map[string]int) {
 		l, at = entrytest.New("log.example", 15), map[string]int{}
+		l.Tamper = tamper
 		name := func(what string) { at[what] = len(l.Items) - 1 }
 		root := l.Open("planner", entrytest.Tools, "internal")
 		name("open")
@@ -200,7 +201,7 @@ func TestVerifyFindsLies(t *testing.T) {
 		name("close")
 		return l, at
 	}
-	if l, _ := story(); true {
+	if l, _ := story(nil); true {
 		if report, err := entry.Verify(t.Context(), l, l.Config()); err != nil || report.Results != 1 {
 			t.Fatal(report, err)
 		}
@@ -247,7 +248,7 @@ func TestVerifyFindsLies(t *testing.T) {
 		{"claim", "claimed.payload.handoff.bundle", func(e *entry.Entry) { replace(e, `"sha256:first"`, `"sha256:other"`) }},
 		{"claim", "claimed.governor", func(e *entry.Entry) { e.Claimed.Governor = hash }},
 		{"claim", "claimed.labels", func(e *entry.Entry) { e.Claimed.Labels = nil }},
-		{"claim", "claimed.payload.handoff.labels", func(e *entry.Entry) { e.Claimed.Labels = []string{"internal", "secret"} }},
+		{"claim", "claimed.payload.handoff.labels", func(e *entry.Entry) { e.Claimed.Labels = []string{"internal", "x"} }},
 		{"claim", "claimed.decision.answer", func(e *entry.Entry) { e.Claimed.Decision.Answer = deny }},
 		{"claim", "claimed.supersedes", func(e *entry.Entry) { e.Claimed.Supersedes = e.Handoff }},
 		{"claim", "claimed.ends", func(e *entry.Entry) { e.Claimed.Ends = e.Handoff }},
@@ -267,7 +268,7 @@ func TestVerifyFindsLies(t *testing.T) {
 		{"revoke", "revoked.grants", func(e *entry.Entry) { e.Revoked.Grants = e.Revoked.Grants[:1] }},
 		{"revoke", "revoked.grants.0", func(e *entry.Entry) { e.Revoked.Grants[0] = e.Session[:35] + "x" }},
 	} {
-		l, at := story()
+		l, at := story(nil)
 		e, err := entry.Decode(l.Items[at[c.entry]].Entry)
 		if err != nil {
 			t.Fatal(err)
@@ -279,6 +280,46 @@ func TestVerifyFindsLies(t *testing.T) {
 		_, err = entry.Verify(t.Context(), l, l.Config())
 		if p, ok := errors.AsType[*entry.Problem](err); !ok || p.Index != uint64(at[c.entry]) || p.Field != c.field {
 			t.Errorf("%s, %s: %v", c.entry, c.field, err)
+		}
+	}
+
+	// Here what follows fits the lie, so that it is found where it meets what others signed.
+	_, at := story(nil)
+	other := entrytest.New("log.example", 99).ID()
+	for _, c := range []struct {
+		told, entry, field string
+		change             func(*entry.Entry)
+	}{
+		{"open", "open", "grant", func(e *entry.Entry) { e.Grant = other }},
+		{"offer", "offer", "from", func(e *entry.Entry) { e.From = "tester" }},
+		{"offer", "offer", "to", func(e *entry.Entry) { e.To = "tester" }},
+		{"offer", "offer", "grant", func(e *entry.Entry) { e.Grant = other }},
+		{"offer", "offer", "session", func(e *entry.Entry) { e.Session = other }},
+		{"offer", "offer", "decided.offer", func(e *entry.Entry) { e.Handoff = other }},
+		{"offer", "claim", "time", func(e *entry.Entry) { e.Decided.Deadline = 1 }},
+		{"offer", "claim", "claimed.payload.exp", func(e *entry.Entry) { e.Decided.Expires-- }},
+		{"offer", "claim", "claimed.payload.del_max_depth", func(e *entry.Entry) { e.Decided.MaxDepth = 2 }},
+		{"offer", "claim", "claimed.payload.authorization_details", func(e *entry.Entry) { e.Decided.Granted = aat.Tools{} }},
+		{"offer", "claim", "handoff", func(e *entry.Entry) {
+			e.Decided.Effect, e.Decided.Granted, e.Decided.Decision.Answer = wire.EffectDeny, nil, deny
+		}},
+		{"claim", "claim", "to", func(e *entry.Entry) { e.To = "tester" }},
+		{"claim", "claim", "to", func(e *entry.Entry) { e.From = "tester" }},
+		{"claim", "claim", "grant", func(e *entry.Entry) { e.Grant = other }},
+		{"claim", "claim", "handoff", func(e *entry.Entry) { e.Handoff = other }},
+		{"result", "result", "from", func(e *entry.Entry) { e.From = "writer" }},
+		{"result", "result", "grant", func(e *entry.Entry) { e.Grant = other }},
+		{"result", "result", "handoff", func(e *entry.Entry) { e.Handoff = other }},
+		{"revoke", "revoke", "revoked.grants", func(e *entry.Entry) { e.Grant = other }},
+	} {
+		l, _ := story(func(e *entry.Entry) {
+			if int(e.Index) == at[c.told] {
+				c.change(e)
+			}
+		})
+		_, err := entry.Verify(t.Context(), l, l.Config())
+		if p, ok := errors.AsType[*entry.Problem](err); !ok || p.Index != uint64(at[c.entry]) || p.Field != c.field {
+			t.Errorf("told in %s, %s: %v", c.told, c.field, err)
 		}
 	}
 }
@@ -326,6 +367,17 @@ func TestVerifyFindsActsOutOfPlace(t *testing.T) {
 			h := root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
 			h.Claim(nil)
 			h.Claim(nil)
+		},
+		"a result beside one that is held": func(l *entrytest.Log, root *entrytest.Grant) {
+			g := root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			l.Tamper = func(e *entry.Entry) {
+				e.Result.Effect, e.Result.Decision.Answer = wire.EffectHold, jsontext.Value(`{"effect":"hold"}`)
+			}
+			g.Answer(wire.StatusCompleted)
+			g.Answer(wire.StatusFailed)
+		},
+		"a result of something else": func(_ *entrytest.Log, root *entrytest.Grant) {
+			root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil).AnswerAs(root.ID, wire.StatusCompleted)
 		},
 		"two results": func(_ *entrytest.Log, root *entrytest.Grant) {
 			g := root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)

@@ -43,6 +43,8 @@ type Log struct {
 	Items  []Item
 	Now    time.Time // of the next entry; every entry moves it on by a millisecond
 	LogKey string    // verifies checkpoints
+	// Tamper changes each entry before it is written and pointed to. Nil: none is.
+	Tamper func(*entry.Entry)
 	Signer note.Signer
 
 	rand             *rand.Rand
@@ -83,6 +85,9 @@ func (l *Log) Config() entry.Config {
 func (l *Log) Write(e *entry.Entry, item Item) uint64 {
 	e.Version, e.Log, e.Index, e.Time = entry.Version, l.Name, uint64(len(l.Items)), l.Now.UnixMilli()
 	l.Now = l.Now.Add(time.Millisecond)
+	if l.Tamper != nil {
+		l.Tamper(e)
+	}
 	e.Prev = entry.Prev{
 		Session: l.head("session ", e.Session, e.Index), Sender: l.head("sender ", e.From, e.Index),
 		Receiver: l.head("receiver ", e.To, e.Index), Grant: l.head("grant ", e.Grant, e.Index),
@@ -145,8 +150,8 @@ func (l *Log) Open(agent string, tools aat.Tools, labels ...string) *Grant {
 	id, key := l.ID(), l.key()
 	now := l.Now.Unix()
 	root, err := aat.Prepare(nil, aat.Claims{
-		ID: id, Issuer: Issuer, IssuedAt: now, ExpiresAt: now + 3600, Holder: jwk(key), MaxDepth: 8, Tools: tools,
-		Extra: claim(wire.HandoffClaim{Session: id, To: agent, Labels: labels}),
+		ID: id, Issuer: Issuer, IssuedAt: now, ExpiresAt: now + 3600, Holder: jwk(key), MaxDepth: 8,
+		Tools: tools, Extra: claim(wire.HandoffClaim{Session: id, To: agent, Labels: labels}),
 	}, l.issuer.Public().(ed25519.PublicKey))
 	check(err)
 	root, err = root.Sign(l.issuer)
@@ -207,7 +212,8 @@ func (g *Grant) Offer(to, mode, effect string, tools aat.Tools) *Handoff {
 func (h *Handoff) Approve() {
 	l := h.parent.log
 	l.Write(&entry.Entry{
-		Kind: entry.KindApproved, Session: h.parent.Session, Handoff: h.ID, From: h.parent.Agent, To: h.To, Grant: h.parent.ID,
+		Kind: entry.KindApproved, Session: h.parent.Session, Handoff: h.ID, From: h.parent.Agent, To: h.To,
+		Grant: h.parent.ID,
 		Approved: &entry.Approved{Of: h.Entry, By: "bob", Approve: true, Decided: &entry.Decided{
 			Stage: entry.StageOffer, Effect: wire.EffectAllow, Granted: h.link.Claims.Tools, Labels: h.labels,
 			Expires: h.link.Claims.ExpiresAt, Deadline: l.Now.Unix() + 60, MaxDepth: 8,
@@ -224,8 +230,8 @@ func (h *Handoff) Claim(over *Grant) *Grant {
 	decision := l.decision("decision", wire.EffectAllow)
 	var err error
 	g.link, err = aat.Prepare(h.link, aat.Claims{
-		ID: id, IssuedAt: now, ExpiresAt: h.link.Claims.ExpiresAt, Holder: jwk(g.key), MaxDepth: 8, Tools: h.link.Claims.Tools,
-		Extra: claim(wire.HandoffClaim{
+		ID: id, IssuedAt: now, ExpiresAt: h.link.Claims.ExpiresAt, Holder: jwk(g.key), MaxDepth: 8,
+		Tools: h.link.Claims.Tools, Extra: claim(wire.HandoffClaim{
 			ID: h.ID, Session: g.Session, From: h.parent.Agent, To: h.To, Labels: h.labels,
 			Decision: &wire.EntryRef{Log: l.Name, Index: h.Entry}, Bundle: decision.Bundle,
 		}),
@@ -256,11 +262,14 @@ func (h *Handoff) Claim(over *Grant) *Grant {
 }
 
 // Answer gives the result of the task that the grant was claimed for.
-func (g *Grant) Answer(status string) {
+func (g *Grant) Answer(status string) { g.AnswerAs(g.handoff.ID, status) }
+
+// AnswerAs is [Grant.Answer] with a statement that is about another handoff.
+func (g *Grant) AnswerAs(handoff, status string) {
 	l, h := g.log, g.handoff
 	salt, body := l.bytes(wire.SaltSize), l.bytes(100)
 	said := wire.ResultToken{
-		ID: l.ID(), IssuedAt: l.Now.Unix(), Audience: "https://governor.example", Handoff: h.ID, Status: status,
+		ID: l.ID(), IssuedAt: l.Now.Unix(), Audience: "https://governor.example", Handoff: handoff, Status: status,
 		BodyHash: wire.TaskHash(salt, body), ContentType: "text/plain",
 	}
 	token, err := jws.SignJSON(wire.TypeResult, said, g.key)
@@ -292,7 +301,8 @@ func (g *Grant) Revoke() {
 		}
 	}
 	g.log.Write(&entry.Entry{
-		Kind: entry.KindRevoked, Session: g.Session, Grant: g.ID, Revoked: &entry.Revoked{By: "carol", Reason: "suspicious", Grants: ids},
+		Kind: entry.KindRevoked, Session: g.Session, Grant: g.ID,
+		Revoked: &entry.Revoked{By: "carol", Reason: "suspicious", Grants: ids},
 	}, Item{})
 	g.log.dropBelow(g)
 }
