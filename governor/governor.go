@@ -60,6 +60,7 @@ type Governor struct {
 	quarantine struct {
 		sync.Mutex
 		counts map[quarantineKey]int
+		told   int64 // Unix milliseconds
 	}
 }
 
@@ -182,10 +183,12 @@ func (g *Governor) begin(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := g.expire(b); err != nil {
-			return err
+		for _, h := range b.st.handoffs {
+			if h.status == statusClaimed { // renewals are not on record: every process gets its time in full
+				h.leased = b.now + wire.Lease*1000
+			}
 		}
-		return nil
+		return g.expire(b)
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)
@@ -218,14 +221,20 @@ func (g *Governor) tick(ctx context.Context) {
 	}
 }
 
+// quarantineEvery is how often the ledger learns how much was quarantined: rarely, so that garbage does not grow it.
+const quarantineEvery = time.Minute
+
 // passTime ends what time has ended and writes down how much was quarantined since.
 func (g *Governor) passTime(b *batch) error {
 	if err := g.expire(b); err != nil {
 		return err
 	}
 	g.quarantine.Lock()
-	counts := g.quarantine.counts
-	g.quarantine.counts = map[quarantineKey]int{}
+	var counts map[quarantineKey]int
+	if b.now-g.quarantine.told >= quarantineEvery.Milliseconds() {
+		counts, g.quarantine.told = g.quarantine.counts, b.now
+		g.quarantine.counts = map[quarantineKey]int{}
+	}
 	g.quarantine.Unlock()
 	for key, n := range counts {
 		err := b.write(&entry.Entry{
