@@ -15,6 +15,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
@@ -83,8 +84,8 @@ behind or taken away on the way, who claimed it, how it ended, and why where it 
 	}
 }
 
-// showSession writes what a session is, without its handoffs.
-func (p *place) showSession(out *cli.Output, s *session) error {
+// showSession writes what a session is, without its handoffs; more are further pairs.
+func (p *place) showSession(out *cli.Output, s *session, more ...string) error {
 	if err := out.Ended(s.State, "session %s", s.ID); err != nil {
 		return err
 	}
@@ -101,7 +102,7 @@ func (p *place) showSession(out *cli.Output, s *session) error {
 		"  hops", strconv.Itoa(s.MaxHops), "  budget", budget, "  labels", strings.Join(s.Labels, ", "),
 		"  entries", fmt.Sprintf("%d, from %d to %d", s.Entries, s.Entry, s.Newest),
 	}
-	return out.Pairs(pairs...)
+	return out.Pairs(append(pairs, more...)...)
 }
 
 // showChain writes a session with its tree of handoffs.
@@ -276,7 +277,11 @@ hold them.`,
 		Example: "  governor chain verify\n  governor chain verify --seen yesterday.checkpoint",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return reading(cmd, func(p *place, r record) error { return p.verify(cmd, r, seen) })
+			err := reading(cmd, func(p *place, r record) error { return p.verify(cmd, r, seen) })
+			if errors.Is(err, ledger.ErrDamaged) { // found when it was opened
+				return unreadable(cli.For(cmd), err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringArrayVar(&seen, "seen", nil, "file with a checkpoint that was seen before; repeatable")
@@ -304,7 +309,7 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 	}
 	var found *finding
 	if damaged {
-		found = &finding{problem.Index, problem.Field, problem.Reason}
+		found = &finding{&problem.Index, problem.Field, problem.Reason}
 	}
 	out := cli.For(cmd)
 	if out.JSON {
@@ -337,11 +342,27 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 	return err
 }
 
+// unreadable reports a ledger that is too damaged to be read.
+func unreadable(out *cli.Output, err error) error {
+	if out.JSON {
+		err = out.Value(struct {
+			Verified bool    `json:"verified"`
+			Problem  finding `json:"problem"`
+		}{false, finding{Reason: err.Error()}})
+	} else {
+		err = out.Ended("damaged", "%v", err)
+	}
+	if err != nil {
+		return err
+	}
+	return cli.ErrShown
+}
+
 // finding is what is wrong with a ledger.
 type finding struct {
-	Entry  uint64 `json:"entry"`
-	Field  string `json:"field,omitempty"`
-	Reason string `json:"reason"`
+	Entry  *uint64 `json:"entry,omitempty"`
+	Field  string  `json:"field,omitempty"`
+	Reason string  `json:"reason"`
 }
 
 func (p *place) showReport(out *cli.Output, r entry.Report, took time.Duration) error {

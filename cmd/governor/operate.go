@@ -89,19 +89,16 @@ func showSession(cmd *cobra.Command, id string) error {
 			s.Handoffs = nil // chain show has the tree
 			return out.Value(s)
 		}
-		if err := p.showSession(out, s); err != nil {
-			return err
-		}
+		var more []string
 		for i, tool := range toolLines(s.Tools) {
 			name := "  tools"
 			if i > 0 {
 				name = ""
 			}
-			if err := out.Line("%-14s%s", name, tool); err != nil {
-				return err
-			}
+			more = append(more, name, tool)
 		}
-		return out.Line("  handoffs    %d, %d denied, %d unfinished", s.Count, s.Denied, s.Open)
+		handoffs := fmt.Sprintf("%d, %d denied, %d unfinished", s.Count, s.Denied, s.Open)
+		return p.showSession(out, s, append(more, "  handoffs", handoffs)...)
 	})
 }
 

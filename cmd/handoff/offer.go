@@ -37,9 +37,10 @@ func offerCommand() *cobra.Command {
 		Long: `Offer a task to another agent, with as much of a grant as the task needs: the grant of a session that you opened
 (--session), or of a task that you claimed (--handoff).
 
-It returns when the governor has decided (--wait receipt: a denial, or that it is in the ledger; --wait verdict: also
-what was granted), or with --wait result when the task is done. Then the result's bytes go to standard output, and the
-ID to standard error.
+It returns when the governor has decided (--wait verdict, the default), already when the ledger holds the offer, whatever
+was decided (--wait receipt), or when the task is done (--wait result). Then the result's bytes go to standard output, and
+the ID to standard error. An offer that is held for a person's approval ends with 3, too; its ID is written all the same,
+and can be awaited.
 
 Without an answer in time it fails, and the task may have been handed on all the same: offer it again with the same --id
 to be sure that it is, once.`,
@@ -64,7 +65,7 @@ to be sure that it is, once.`,
 	f.StringVar(&o.purpose, "purpose", "", "what the task is for, for the record and the receiver")
 	f.StringVar(&o.traceparent, "traceparent", os.Getenv("TRACEPARENT"), "W3C trace context to pass on")
 	f.StringVar(&o.id, "id", "", "UUIDv7 of the handoff, to send one again (default: a new one)")
-	f.StringVar(&o.wait, "wait", "receipt", "wait for: receipt, verdict or result")
+	f.StringVar(&o.wait, "wait", "verdict", "wait for: receipt, verdict or result")
 	f.DurationVar(&o.timeout, "timeout", 0, "how long to wait (default: 30s for a receipt or verdict, no limit for a result)")
 	return cmd
 }
@@ -96,7 +97,7 @@ func (o *offer) run(cmd *cobra.Command) error {
 			return err
 		}
 		if o.wait != "result" {
-			return shown(cmd, h)
+			return errors.Join(shown(cmd, h), held(h))
 		}
 		if err := cli.To(cmd.ErrOrStderr()).Line("%s", h.ID); err != nil {
 			return err
@@ -173,20 +174,23 @@ func shown(cmd *cobra.Command, h *handoff.Handoff) error {
 			Verdict *wire.Verdict `json:"verdict,omitempty"`
 		}{h.ID, h.Session, h.To, v})
 	}
-	if v != nil {
+	err := out.Line("%s", h.ID)
+	if v != nil && v.Effect == wire.EffectAllow {
 		notes := cli.To(cmd.ErrOrStderr())
-		err := notes.Ended(v.Effect, "%s", h.ID)
-		for _, tool := range cli.ToolTexts(v.Granted) {
-			err = errors.Join(err, notes.Line("  %s", tool))
-		}
 		for _, r := range v.Reasons {
-			err = errors.Join(err, notes.Line("  %s", cli.ReasonText(r)))
-		}
-		if err != nil {
-			return err
+			err = errors.Join(err, notes.Line("narrowed: %s", cli.ReasonText(r)))
 		}
 	}
-	return out.Line("%s", h.ID)
+	return err
+}
+
+// held is an error where the task waits for a person's approval: it has not gone through, but may yet.
+func held(h *handoff.Handoff) error {
+	v := h.Verdict()
+	if v == nil || v.Effect != wire.EffectHold {
+		return nil
+	}
+	return &handoff.Denied{ID: v.ID, Effect: v.Effect, Reasons: v.Reasons, Entry: v.Entry}
 }
 
 func awaitCommand() *cobra.Command {
