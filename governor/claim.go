@@ -311,7 +311,9 @@ func (c *claim) turnDown(b *batch, h *handoff) error {
 	if err := b.write(e, known{}, nil, nil); err != nil {
 		return err
 	}
-	b.effects.inbox = append(b.effects.inbox, verdict(h))
+	if h.status != statusClaimed {
+		b.effects.inbox = append(b.effects.inbox, verdict(h))
+	}
 	code := wire.CodePolicyDenied
 	if c.verdict.Effect == wire.EffectHold {
 		code = wire.CodePolicyHeld

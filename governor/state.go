@@ -413,6 +413,9 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 			return fmt.Errorf("no handoff %s", e.Handoff)
 		}
 		h.newest = e.Index
+		if h.status == statusClaimed {
+			return nil // a take-over that was turned down: the process that has the task keeps it
+		}
 		h.reasons = d.Reasons
 		if d.Effect == wire.EffectHold {
 			st.setStatus(h, statusHeld)

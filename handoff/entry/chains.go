@@ -427,6 +427,8 @@ func (s *step) claimDecided(in *session, d *Decided) error {
 		return s.bad("handoff", "is unknown in this session")
 	case h.state != isAdmitted && h.state != isClaimed:
 		return s.bad("handoff", "is %s", h.state)
+	case h.state == isClaimed && d.Effect != wire.EffectAllow:
+		return nil // a take-over that was turned down: the process that has the task keeps it
 	case d.Effect == wire.EffectDeny:
 		h.state = isDenied
 		return nil

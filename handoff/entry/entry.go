@@ -70,10 +70,10 @@ type Entry struct {
 // Prev points back to the newest earlier entry of the same session, sender, receiver and grant. A member is absent
 // where there is none.
 type Prev struct {
-	Session  *uint64 `json:"session,omitempty"`
-	Sender   *uint64 `json:"sender,omitempty"`
-	Receiver *uint64 `json:"receiver,omitempty"`
-	Grant    *uint64 `json:"grant,omitempty"`
+	Session  *uint64 `json:"session,omitzero"`
+	Sender   *uint64 `json:"sender,omitzero"`
+	Receiver *uint64 `json:"receiver,omitzero"`
+	Grant    *uint64 `json:"grant,omitzero"`
 }
 
 // Decision is what a policy said, and everything needed to hear it say so again.

@@ -45,8 +45,8 @@ type OpenResponse struct {
 	Reasons     []Reason `json:"reasons,omitempty"`
 	Chain       []string `json:"aat_chain,omitempty"` // the root alone
 	GovernorJWK *aat.JWK `json:"governor_jwk,omitempty"`
-	ExpiresAt   int64    `json:"expires_at,omitempty"` // Unix seconds
-	Repeat      bool     `json:"repeat,omitempty"`
+	ExpiresAt   int64    `json:"expires_at,omitzero"` // Unix seconds
+	Repeat      bool     `json:"repeat,omitzero"`
 	Entry       uint64   `json:"entry"`
 }
 
@@ -64,8 +64,8 @@ type SessionStatus struct {
 	State     string    `json:"state,omitempty"` // open | closed | expired | revoked
 	Opener    string    `json:"opener,omitempty"`
 	Principal Principal `json:"principal,omitzero"`
-	OpenedAt  int64     `json:"opened_at,omitempty"`  // Unix seconds
-	ExpiresAt int64     `json:"expires_at,omitempty"` // Unix seconds
+	OpenedAt  int64     `json:"opened_at,omitzero"`  // Unix seconds
+	ExpiresAt int64     `json:"expires_at,omitzero"` // Unix seconds
 	Handoffs  int       `json:"handoffs"`             // decided in it
 	Open      int       `json:"open"`                 // admitted or claimed, without a result
 	Denied    int       `json:"denied"`
@@ -78,7 +78,7 @@ type ClaimRequest struct {
 	JWK   aat.JWK  `json:"jwk"`
 	Proof string   `json:"proof"` // [ClaimProof] signed by the key in JWK
 	// Renew asks for the lease alone: answers to repeats may leave out the task and the chain.
-	Renew bool `json:"renew,omitempty"`
+	Renew bool `json:"renew,omitzero"`
 }
 
 // ClaimResponse answers a [ClaimRequest]: either Error, or one [Claimed] for each ID, in the order asked.
@@ -94,9 +94,9 @@ type Claimed struct {
 	Reasons     []Reason `json:"reasons,omitempty"`
 	Chain       []string `json:"aat_chain,omitempty"`
 	GovernorJWK *aat.JWK `json:"governor_jwk,omitempty"`
-	ExpiresAt   int64    `json:"expires_at,omitempty"` // Unix seconds: the last moment of the work
-	Lease       int      `json:"lease,omitempty"`      // seconds
-	Repeat      bool     `json:"repeat,omitempty"`
+	ExpiresAt   int64    `json:"expires_at,omitzero"` // Unix seconds: the last moment of the work
+	Lease       int      `json:"lease,omitzero"`      // seconds
+	Repeat      bool     `json:"repeat,omitzero"`
 	From        string   `json:"from,omitempty"`
 	Mode        string   `json:"mode,omitempty"`
 	Purpose     string   `json:"purpose,omitempty"`
@@ -126,7 +126,7 @@ type Verdict struct {
 	Effect  string    `json:"effect"`
 	Reasons []Reason  `json:"reasons"`
 	Granted aat.Tools `json:"granted,omitempty"`
-	Entry   *uint64   `json:"entry,omitempty"` // absent where nothing was recorded: the message could not be trusted
+	Entry   *uint64   `json:"entry,omitzero"` // absent where nothing was recorded: the message could not be trusted
 }
 
 // Keys answers [SubjectKeys].

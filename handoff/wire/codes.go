@@ -96,7 +96,7 @@ type Reason struct {
 	Message  string `json:"message"`
 	Tool     string `json:"tool,omitempty"`
 	Argument string `json:"argument,omitempty"`
-	Hop      int    `json:"hop,omitempty"`
+	Hop      int    `json:"hop,omitzero"`
 	// Nearest is the nearest request that would have passed, in words.
 	Nearest string `json:"nearest,omitempty"`
 }
@@ -105,7 +105,7 @@ type Reason struct {
 type Error struct {
 	Code       Code   `json:"code"`
 	Message    string `json:"message"`
-	RetryAfter int    `json:"retry_after,omitempty"` // seconds
+	RetryAfter int    `json:"retry_after,omitzero"` // seconds
 	Step       string `json:"step,omitempty"`        // of a guard: the step of AAT section 8 that failed, e.g. "4p2"
 }
 

@@ -16,7 +16,7 @@ type HandoffClaim struct {
 	ContentType string    `json:"content_type,omitempty"`
 	Purpose     string    `json:"purpose,omitempty"`
 	Labels      []string  `json:"labels,omitempty"`
-	Deadline    int64     `json:"deadline,omitempty"`
+	Deadline    int64     `json:"deadline,omitzero"`
 	InReplyTo   string    `json:"in_reply_to,omitempty"`
 	Decision    *EntryRef `json:"decision,omitempty"`
 	Bundle      string    `json:"bundle,omitempty"`
@@ -78,7 +78,7 @@ type RevocationFeed struct {
 	Epoch    string        `json:"epoch"` // new at each start of the governor
 	Sequence uint64        `json:"seq"`   // gapless within the epoch
 	Time     int64         `json:"time"`
-	Snapshot bool          `json:"snapshot,omitempty"`
+	Snapshot bool          `json:"snapshot,omitzero"`
 	After    string        `json:"after,omitempty"` // of a snapshot: what the request asked for, "" for the first page
 	Next     string        `json:"next,omitempty"`  // of a snapshot: ask for the rest after this hash
 	Links    []RevokedLink `json:"links,omitempty"`
