@@ -66,8 +66,8 @@ type SessionStatus struct {
 	Principal Principal `json:"principal,omitzero"`
 	OpenedAt  int64     `json:"opened_at,omitzero"`  // Unix seconds
 	ExpiresAt int64     `json:"expires_at,omitzero"` // Unix seconds
-	Handoffs  int       `json:"handoffs"`             // decided in it
-	Open      int       `json:"open"`                 // admitted or claimed, without a result
+	Handoffs  int       `json:"handoffs"`            // decided in it
+	Open      int       `json:"open"`                // admitted or claimed, without a result
 	Denied    int       `json:"denied"`
 	Entry     uint64    `json:"entry"` // the session's newest entry
 }

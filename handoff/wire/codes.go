@@ -106,7 +106,7 @@ type Error struct {
 	Code       Code   `json:"code"`
 	Message    string `json:"message"`
 	RetryAfter int    `json:"retry_after,omitzero"` // seconds
-	Step       string `json:"step,omitempty"`        // of a guard: the step of AAT section 8 that failed, e.g. "4p2"
+	Step       string `json:"step,omitempty"`       // of a guard: the step of AAT section 8 that failed, e.g. "4p2"
 }
 
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Message }

@@ -7,9 +7,9 @@ type OperatorRequest struct {
 	Session string `json:"session,omitempty"` // session.close
 	Reason  string `json:"reason,omitempty"`  // session.close, revoke
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
-	From    uint64 `json:"from,omitzero"`    // chain.entries: the first index
-	Index   uint64 `json:"index,omitzero"`   // body, approve
-	Approve bool   `json:"approve,omitzero"` // approve: false turns it down
+	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index
+	Index   uint64 `json:"index,omitzero"`    // body, approve
+	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
 	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
 }
@@ -19,7 +19,7 @@ type OperatorResponse struct {
 	Error      *Error           `json:"error,omitempty"`
 	Sessions   []SessionStatus  `json:"sessions,omitempty"`
 	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
-	Size       uint64           `json:"size,omitzero"`    // of the ledger
+	Size       uint64           `json:"size,omitzero"`     // of the ledger
 	Checkpoint string           `json:"checkpoint,omitempty"`
 	Salt       []byte           `json:"salt,omitempty"`
 	Body       []byte           `json:"body,omitempty"`
