@@ -60,7 +60,7 @@ const (
 )
 
 // ErrClosed is what is still waiting ends with when a [Client] is closed.
-var ErrClosed = errors.New("handoff: the client is closed")
+var ErrClosed = errors.New("the client is closed")
 
 // Client is one process of an agent, connected to the governor. It is safe for use by several goroutines at once.
 type Client struct {

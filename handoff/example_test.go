@@ -54,8 +54,9 @@ func Example() {
 	ctx := context.Background()
 
 	// The one that receives. Its grant has the tools that it was handed, and no more.
-	writer := connect("writer")
+	writer, written := connect("writer"), make(chan struct{})
 	go func() {
+		defer close(written)
 		task, err := writer.Receive(ctx)
 		if err != nil {
 			log.Fatal(err)
@@ -86,6 +87,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	<-written
 	fmt.Println(result.Status+":", string(result.Body))
 	// Output:
 	// task: write the report for Q3

@@ -49,7 +49,7 @@ type sentResult struct {
 }
 
 // ErrDone is the cause of a [Task.Context] that ended because the result was accepted.
-var ErrDone = errors.New("handoff: the task is done")
+var ErrDone = errors.New("the task is done")
 
 // Context ends when the work should stop: the result was accepted, the lifetime is over, the task was revoked or taken
 // over, or the client is closed. [context.Cause] says why: [ErrDone], [context.DeadlineExceeded], a *[wire.Error] or
