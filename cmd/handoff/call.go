@@ -79,6 +79,9 @@ func (c *toolCall) run(ctx context.Context, cmd *cobra.Command, a *agent, tool s
 		return err
 	}
 	answer, status, err := c.post(ctx, client, grant, tool)
+	for again(ctx, err) {
+		answer, status, err = c.post(ctx, client, grant, tool)
+	}
 	if err != nil {
 		return err
 	}
@@ -89,6 +92,20 @@ func (c *toolCall) run(ctx context.Context, cmd *cobra.Command, a *agent, tool s
 		return fmt.Errorf("the tool answered %d %s; what it wrote is the output", status, http.StatusText(status))
 	}
 	return nil
+}
+
+// again waits where a guard has refused only for the moment, as one does that has just started. Nothing was done then.
+func again(ctx context.Context, err error) bool {
+	refusal, ok := errors.AsType[*wire.Error](err)
+	if !ok || refusal.RetryAfter <= 0 {
+		return false
+	}
+	select {
+	case <-time.After(time.Duration(refusal.RetryAfter) * time.Second):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // maxAnswer is the most that is read of a tool's answer, in bytes.
