@@ -42,8 +42,8 @@ was decided (--wait receipt), or when the task is done (--wait result). Then the
 the ID to standard error. An offer that is held for a person's approval ends with 3, too; its ID is written all the same,
 and can be awaited.
 
-Without an answer in time it fails, and the task may have been handed on all the same: offer it again with the same --id
-to be sure that it is, once.`,
+Without an answer in time it fails, and the task may have been handed on all the same. Offer it again with the same --id:
+it is then accepted, or refused with id_conflict because the first was.`,
 		Example: `  handoff offer --session $S --to writer --task brief.md --tool fs.read --content-type text/markdown
   handoff offer --handoff $ID --to checker --task - --mode transfer --deadline 10m < draft.md`,
 		Args: cobra.NoArgs,
@@ -92,7 +92,7 @@ func (o *offer) run(cmd *cobra.Command) error {
 		h, err := grant.Offer(ctx, o.to, task, options...)
 		if err != nil {
 			if h != nil && ctx.Err() != nil {
-				return fmt.Errorf("%w; to be sure, offer the same again with --id %s", err, h.ID)
+				return fmt.Errorf("%w; to be sure, offer it again with --id %s", err, h.ID)
 			}
 			return err
 		}
