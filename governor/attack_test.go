@@ -442,6 +442,19 @@ func TestAttackClaimsThatCannotBeWritten(t *testing.T) {
 		o := grant.offer(c.name, "work")
 		decided(t, b, c, root, o.id)
 	})
+	t.Run("a grant that ends before its offer begins", func(t *testing.T) {
+		w := newWorld(t, under(policyOf(t, `session := {"effect": "allow"}
+
+result := {"effect": "allow"}
+
+default decision := {"effect": "allow"}
+
+decision := {"effect": "allow", "ttl": 5} if input.stage == "claim"`)))
+		a, b := w.agent("a"), w.agent("b")
+		root := a.session(readFiles())
+		o := root.offer(b.name, "work", func(o *offering) { o.claims.IssuedAt += 20 }) // a clock that is ahead
+		decided(t, a, b, root, o.id)
+	})
 	t.Run("a session that is over before it begins", func(t *testing.T) {
 		clock := newClock()
 		w := newWorld(t, clock.use)
@@ -455,6 +468,39 @@ func TestAttackClaimsThatCannotBeWritten(t *testing.T) {
 			t.Errorf("it breaks its batch: %v", out.Error)
 		}
 	})
+}
+
+// A process works on after the take-over of its task was turned down; the ledger must bear its result out.
+func TestAttackResultAfterATakeOverThatWasTurnedDown(t *testing.T) {
+	for _, effect := range []string{wire.EffectDeny, wire.EffectHold} {
+		t.Run(effect, func(t *testing.T) {
+			clock := newClock()
+			w := newWorld(t, clock.use, under(policyOf(t, `session := {"effect": "allow"}
+
+result := {"effect": "allow"}
+
+default decision := {"effect": "allow"}
+
+decision := {"effect": "`+effect+`", "reasons": [{"code": "tainted", "message": "not with secrets"}]} if {
+	"secret" in input.labels
+	input.stage == "claim"
+}`)))
+			a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+			root := a.session(readFiles())
+			grant := chainOf(t, root, wire.ModeDelegate, b)
+			other := chainOf(t, root, wire.ModeDelegate, c)
+			other.result("the secret", labelled("secret"))
+			a.next(wire.KindResult, other.handoff)
+			clock.advance(31 * time.Second)
+			if got := b.process().tryClaim(root.session, grant.handoff); got.Error == nil {
+				t.Fatal("the policy did not turn the take-over down")
+			}
+			grant.result("done")
+			if m := a.next(wire.KindResult, grant.handoff); string(m.Data()) != "done" {
+				t.Errorf("the result is %q", m.Data())
+			}
+		})
+	}
 }
 
 // Requests that are under way when the governor is asked to stop must not keep it from stopping.
@@ -643,5 +689,252 @@ decision := session`)
 	}
 	if !dead(w.feed(), root) {
 		t.Error("the policy denies the session, and its root still opens every guard")
+	}
+}
+
+// slowly makes policies whose answer takes longer than policy has, where cond holds.
+func slowly(cond string) string {
+	return `session := {"effect": "allow"}
+
+result := {"effect": "allow"}
+
+xs := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+slow if {
+	` + cond + `
+}
+
+decision := {"effect": "allow"} if not slow
+
+decision := {"effect": "allow"} if {
+	slow
+	count([1 | some a in xs; some b in xs; some c in xs; some d in xs; some e in xs; some f in xs; some g in xs; a + b + c + d + e + f + g < 0]) == 0
+}`
+}
+
+// publishOnly publishes without waiting for the server.
+func (a *agent) publishOnly(o *offering) {
+	a.t.Helper()
+	if err := a.nc.PublishMsg(&natsMsg{Subject: o.subject, Header: o.header, Data: o.body}); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// typed gives an offer a content type that policy can tell from others.
+func typed(contentType string) func(*offering) {
+	return func(o *offering) {
+		o.handoff.ContentType = contentType
+		o.header[wire.HeaderContentType] = []string{contentType}
+	}
+}
+
+// A sender wants everybody to wait: its offers are cheap to judge, until a result that arrives with them changes a label.
+// Then each is judged again, one after another, where nothing else can happen meanwhile.
+func TestAttackJudgeAgainWhileAllWait(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, slowly(`input.content_type != "text/plain"
+	some x in array.concat(input.labels, [input.content_type])
+	x in {"secret", "text/slow"}`))))
+	a, b, c, bystander := w.agent("a"), w.agent("b"), w.agent("c"), w.agent("d")
+	quiet := bystander.session(readFiles())
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	part := chainOf(t, grant, wire.ModeDelegate, c)
+	draft := func(contentType string) *offering {
+		o := grant.draft(c.name, "work")
+		typed(contentType)(o)
+		grant.seal(o)
+		return o
+	}
+	var many []*offering
+	for i := range 40 {
+		many = append(many, draft(fmt.Sprintf("text/x%d", i)))
+	}
+	b.publishOnly(draft("text/slow")) // holds the next batch up until all of it is there
+	time.Sleep(20 * time.Millisecond)
+	part.result("the secret", labelled("secret"))
+	for _, o := range many {
+		b.publishOnly(o)
+	}
+	_ = b.nc.Flush()
+	longest := time.Duration(0)
+	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		body, start := bystander.prove(wire.SessionRequest{Session: quiet.session}), time.Now()
+		if _, err := bystander.nc.Request(wire.SubjectSessionStatus, body, time.Minute); err != nil {
+			t.Error(err)
+		}
+		longest = max(longest, time.Since(start))
+	}
+	if longest > 2*time.Second {
+		t.Errorf("one agent's offers have kept a bystander waiting for %s", longest)
+	}
+}
+
+// Two results with one ID that come together: one is taken, and the other is told.
+func TestAttackResultThatIsSwallowed(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, slowly(`input.content_type == "text/slow"`))))
+	a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	slow := root.draft(c.name, "work")
+	typed("text/slow")(slow)
+	root.seal(slow)
+	a.publishOnly(slow)
+	_ = a.nc.Flush()
+	time.Sleep(20 * time.Millisecond)
+	id := newID(t)
+	for _, body := range []string{"one", "another"} {
+		grant.result(body, func(r *wire.ResultToken, _ *natsMsg) { r.ID = id })
+	}
+	b.receipt(id)
+	if v := b.verdict(grant.handoff); v.Effect != wire.EffectDeny {
+		t.Errorf("the second result is answered with %+v", v)
+	}
+}
+
+// Another process of the agent wants a lease to run out early: a claim that cannot be written has the governor read its
+// state back, and renewals are not in the ledger.
+func TestAttackTakeOverByAFault(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b := w.agent("a"), w.agent("b")
+	var red, blue []string
+	for i := range 40 {
+		red, blue = append(red, fmt.Sprintf("red%02d", i)), append(blue, fmt.Sprintf("blue%02d", i))
+	}
+	fault := a.session(readFiles(), func(r *wire.OpenRequest) { r.Labels = red })
+	broken := fault.offer(b.name, "work", func(o *offering) { o.handoff.Labels = blue })
+	a.receipt(broken.id)
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	clock.advance(25 * time.Second)
+	b.claim(root.session, grant.handoff) // renews: 30 s from here
+	clock.advance(10 * time.Second)
+	b.tryClaim(fault.session, broken.id)
+	if got := b.process().tryClaim(root.session, grant.handoff); got.Error == nil || got.Error.Code != wire.CodeAlreadyClaimed {
+		t.Errorf("the lease was renewed ten seconds ago, and is gone: %v", got.Error)
+	}
+}
+
+// Revoking where a chain of transfers began reaches whoever has the task now.
+func TestAttackHideBehindTransfers(t *testing.T) {
+	w := newWorld(t)
+	a, b, c, d, op := w.agent("a"), w.agent("b"), w.agent("c"), w.agent("d"), w.operator()
+	root := a.session(readFiles())
+	first := chainOf(t, root, wire.ModeDelegate, b)
+	last := chainOf(t, first, wire.ModeTransfer, c, d)
+	if out := op.operate(wire.VerbRevoke, wire.OperatorRequest{ID: first.handoff, Reason: "stolen"}); out.Error != nil {
+		t.Fatal(out.Error)
+	}
+	if !dead(w.feed(), last) {
+		t.Error("guards accept what came of a revoked task")
+	}
+	last.result("done")
+	if v := d.verdict(last.handoff); firstCode(v) != wire.CodeRevoked {
+		t.Errorf("a result of a revoked task: %+v", v)
+	}
+}
+
+// A transfer to oneself gains nothing: a hop is spent, the labels stay, and the old grant has ended.
+func TestAttackTransferToOneself(t *testing.T) {
+	w := newWorld(t)
+	a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	part := chainOf(t, grant, wire.ModeDelegate, c)
+	part.result("the secret", labelled("secret"))
+	b.next(wire.KindResult, part.handoff)
+	o := grant.offer(b.name, "to myself", transferring)
+	b.receipt(o.id)
+	again, claimed := b.claim(root.session, o.id)
+	if !slices.Contains(claimed.Labels, "secret") {
+		t.Errorf("the labels are %v", claimed.Labels)
+	}
+	if !dead(w.feed(), grant) || dead(w.feed(), again) {
+		t.Error("of two grants for one task, not exactly the newer is live")
+	}
+	again.result("done")
+	if m := a.next(wire.KindResult, grant.handoff); string(m.Data()) != "done" {
+		t.Errorf("the result is %q", m.Data())
+	}
+}
+
+// However many processes claim at once, one has the task; and an approval at the same moment changes nothing of that.
+func TestAttackClaimTogether(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, holdOffers)))
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	root := a.session(readFiles())
+	var processes []*agent
+	for range 4 {
+		processes = append(processes, b.process())
+	}
+	for range 10 {
+		o := root.offer(b.name, "work")
+		hold := a.verdict(o.id)
+		got := make(chan wire.Claimed, len(processes))
+		for _, p := range processes {
+			go func() {
+				var last wire.Claimed
+				for range 20 {
+					var out wire.ClaimResponse
+					m, err := p.nc.Request(wire.ClaimSubject(root.session), encode(t, p.claimRequest(root.session, []string{o.id})), 10*time.Second)
+					if err != nil || json.Unmarshal(m.Data, &out) != nil || len(out.Claims) != 1 {
+						t.Errorf("claiming: %v %+v", err, out.Error)
+						break
+					}
+					if last = out.Claims[0]; last.Error == nil || last.Error.Code != wire.CodeNotAdmitted {
+						break
+					}
+				}
+				got <- last
+			}()
+		}
+		if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *hold.Entry, Approve: true}); out.Error != nil {
+			t.Fatal(out.Error)
+		}
+		granted := 0
+		for range processes {
+			if c := <-got; c.Error == nil {
+				granted++
+			}
+		}
+		if granted > 1 {
+			t.Errorf("%d processes hold one task", granted)
+		}
+	}
+}
+
+// An opener wants a root that is not on record: it asks twice at once, and the second answer does not wait for the first
+// one's commit.
+func TestAttackRootBeforeItIsWritten(t *testing.T) {
+	w := newWorld(t)
+	a := w.agent("a")
+	for range 100 {
+		body := a.prove(a.openRequest(readFiles()))
+		inbox := a.nc.NewRespInbox()
+		answers, err := a.nc.SubscribeSync(inbox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const asked = 4
+		for range asked {
+			if err := a.nc.PublishRequest(wire.SubjectSessionOpen, inbox, body); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(500 * time.Microsecond)
+		}
+		for range asked {
+			m, err := answers.NextMsg(10 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out wire.OpenResponse
+			if err := json.Unmarshal(m.Data, &out); err != nil {
+				t.Fatal(err)
+			}
+			if out.Error == nil && out.Entry == 0 { // entry 0 is the bundle's
+				t.Fatalf("a root was handed out that no entry has: repeat %v", out.Repeat)
+			}
+		}
+		_ = answers.Unsubscribe()
 	}
 }
