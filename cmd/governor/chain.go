@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,7 +56,7 @@ func chainListCommand() *cobra.Command {
 						strconv.Itoa(s.Denied), strconv.Itoa(s.Open), strconv.Itoa(s.Entries),
 					})
 				}
-				return out.Table([]string{"SESSION", "STATE", "OPENED", "OPENER", "PRINCIPAL", "HANDOFFS", "DENIED", "UNFINISHED", "ENTRIES"}, rows)
+				return out.Table(strings.Fields("SESSION STATE OPENED OPENER PRINCIPAL HANDOFFS DENIED UNFINISHED ENTRIES"), rows)
 			})
 		},
 	}
@@ -176,8 +178,8 @@ func (t *tree) about(h *hop) []string {
 		lines = append(lines, "asked for")
 	}
 	lines = append(lines, toolLines(tools)...)
-	lines = append(lines, narrowed("left behind", h.parent, h.Asked)...)
 	if h.Granted != nil {
+		lines = append(lines, narrowed("left behind", h.parent, h.Asked)...)
 		lines = append(lines, narrowed("taken away by policy", h.Asked, h.Granted)...)
 	}
 	if len(h.Labels) > 0 {
@@ -186,29 +188,38 @@ func (t *tree) about(h *hop) []string {
 	for _, r := range h.Reasons {
 		lines = append(lines, "reason "+cli.ReasonText(r))
 	}
+	happened := map[uint64]string{} // :: entry → line
 	for _, c := range h.Claims {
 		word := "claimed"
 		if c.TakesOver != "" {
 			word = "taken over"
 		}
-		lines = append(lines, fmt.Sprintf("%s %s by key %s until %s, entry %d", word, cli.Time(c.Time), shortKey(c.Key), cli.Time(c.Expires), c.Entry))
+		happened[c.Entry] = fmt.Sprintf("%s %s by key %s until %s, entry %d",
+			word, cli.Time(c.Time), shortKey(c.Key), cli.Time(c.Expires), c.Entry)
 	}
 	for _, ev := range h.Events {
-		line := ev.What
-		if ev.Effect != "" {
-			line += " (" + ev.Effect + ")"
-		}
-		line += " " + cli.Time(ev.Time)
-		if ev.By != "" {
-			line += " by " + t.short(ev.By)
-		}
-		line += fmt.Sprintf(", entry %d", ev.Entry)
-		if ev.Detail != "" {
-			line += ": " + ev.Detail
-		}
-		lines = append(lines, line)
+		happened[ev.Entry] = t.event(ev)
+	}
+	for _, index := range slices.Sorted(maps.Keys(happened)) {
+		lines = append(lines, happened[index])
 	}
 	return lines
+}
+
+func (t *tree) event(ev event) string {
+	line := ev.What
+	if ev.Effect != "" {
+		line += " (" + ev.Effect + ")"
+	}
+	line += " " + cli.Time(ev.Time)
+	if ev.By != "" {
+		line += " by " + t.short(ev.By)
+	}
+	line += fmt.Sprintf(", entry %d", ev.Entry)
+	if ev.Detail != "" {
+		line += ": " + ev.Detail
+	}
+	return line
 }
 
 func toolLines(tools aat.Tools) []string {

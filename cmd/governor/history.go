@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
@@ -169,7 +170,8 @@ func readSessions(r record) ([]*session, error) {
 
 func beginSession(e *entry.Entry) (*session, error) {
 	if e.Opened == nil {
-		return nil, fmt.Errorf("entry %d: session %s does not begin with its opening: run \"governor chain verify\"", e.Index, e.Session)
+		return nil, fmt.Errorf("entry %d: session %s does not begin with its opening: run \"governor chain verify\"",
+			e.Index, e.Session)
 	}
 	root, err := cli.ReadToken(e.Opened.Root)
 	if err != nil {
@@ -213,7 +215,7 @@ func (s *session) add(e *entry.Entry) error {
 		return h.claimed(s, e, at)
 	case entry.KindApproved:
 		a := e.Approved
-		ev.What, ev.By, ev.Detail = "turned down", a.By, fmt.Sprintf("the decision to hold in entry %d", a.Of)
+		ev.What, ev.By, ev.Detail = "turned down", a.By, fmt.Sprintf("what entry %d held for %s", a.Of, codes(h.Reasons))
 		if a.Approve {
 			ev.What = "approved"
 		}
@@ -313,9 +315,22 @@ func (h *hop) approved(a *entry.Approved) {
 			h.Granted = d.Granted
 		}
 	}
-	if d != nil {
+	if d != nil && d.Effect == wire.EffectAllow {
+		h.Reasons = d.Reasons // what held it is answered
+	} else if d != nil {
 		h.because(d.Reasons)
 	}
+}
+
+// codes are those of reasons, each once.
+func codes(reasons []wire.Reason) string {
+	var list []string
+	for _, r := range reasons {
+		if !slices.Contains(list, string(r.Code)) {
+			list = append(list, string(r.Code))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // because keeps the newest reasons.
@@ -343,7 +358,8 @@ func (s *session) settle(now time.Time) {
 	for _, h := range s.handoffs {
 		s.Count++
 		if slices.Contains([]string{"admitted", "claimed", "held"}, h.State) {
-			late := h.State != "claimed" && !h.Deadline.IsZero() && now.After(h.Deadline) || !h.Expires.IsZero() && !now.Before(h.Expires)
+			late := h.State != "claimed" && !h.Deadline.IsZero() && now.After(h.Deadline) ||
+				!h.Expires.IsZero() && !now.Before(h.Expires)
 			switch {
 			case s.State == "closed":
 				h.State = "revoked"

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -75,7 +76,7 @@ func listSessions(cmd *cobra.Command) error {
 			p.principal(s.Principal), strconv.Itoa(s.Handoffs), strconv.Itoa(s.Denied), strconv.Itoa(s.Open),
 		})
 	}
-	return out.Table([]string{"SESSION", "STATE", "OPENED", "EXPIRES", "OPENER", "PRINCIPAL", "HANDOFFS", "DENIED", "UNFINISHED"}, rows)
+	return out.Table(strings.Fields("SESSION STATE OPENED EXPIRES OPENER PRINCIPAL HANDOFFS DENIED UNFINISHED"), rows)
 }
 
 func showSession(cmd *cobra.Command, id string) error {
@@ -176,7 +177,8 @@ writes it. The policy judges again with the approval in its input, and may still
 					return err
 				}
 				if status == "denied" && !deny {
-					return wire.Refuse(wire.CodePolicyDenied, fmt.Sprintf("the policy denies it all the same: \"governor entry show %d\" says why", index))
+					return wire.Refuse(wire.CodePolicyDenied,
+						fmt.Sprintf("the policy denies it all the same: \"governor entry show %d\" says why", index))
 				}
 				return nil
 			})

@@ -430,7 +430,8 @@ type outcome struct {
 
 func outcomeOf(q *question, answer []byte, failure wire.Code) (outcome, error) {
 	if failure != "" {
-		return outcome{Effect: wire.EffectDeny, Reasons: []wire.Reason{{Code: failure, Message: "the policy gave no usable answer"}}}, nil
+		reason := wire.Reason{Code: failure, Message: "the policy gave no usable answer"}
+		return outcome{Effect: wire.EffectDeny, Reasons: []wire.Reason{reason}}, nil
 	}
 	a, err := wire.ParseAnswer(answer)
 	if err != nil {
@@ -442,7 +443,8 @@ func outcomeOf(q *question, answer []byte, failure wire.Code) (outcome, error) {
 	}
 	if o.Tools = meet(q.asked, a.Ceiling); len(o.Tools) == 0 && len(q.asked) > 0 {
 		o.Effect, o.Tools = wire.EffectDeny, nil
-		o.Reasons = append(slices.Clone(o.Reasons), wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
+		reason := wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"}
+		o.Reasons = append(slices.Clone(o.Reasons), reason)
 	}
 	return o, nil
 }

@@ -195,8 +195,6 @@ func explainStart(err error, dir string) error {
 		return fmt.Errorf("%s was written by a newer governor: run that version, or a later one (%w)", dir, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s cannot be written by this user: change its owner, or take another --data directory (%w)", dir, err)
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w: something else listens there; take another --listen", err)
 	}
 	return err
 }

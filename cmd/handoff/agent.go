@@ -131,7 +131,8 @@ func whoAndWhere(cmd *cobra.Command) (address, socket string, err error) {
 	file := filepath.Join(dir, "ca", "sock", socketFile(name))
 	conn, err := net.DialTimeout("unix", file, connectWithin)
 	if err != nil {
-		return "", "", fmt.Errorf("nobody serves the identity of %s in %s: run \"governor up --data %s --agent %s\"", who, dir, dir, who)
+		return "", "", fmt.Errorf("nobody serves the identity of %s in %s: run \"governor up --data %s --agent %s\"",
+			who, dir, dir, who)
 	}
 	conn.Close()
 	return e.URL, (&url.URL{Scheme: "unix", Path: file}).String(), nil
@@ -146,11 +147,14 @@ func socketFile(name identity.Name) string {
 	return "=s" + path + ".sock"
 }
 
+var errNoGrant = cli.Usagef(
+	"name the grant to act under: --session ID of one that you opened, or --handoff ID of a task that you claimed")
+
 // grant finds the grant to act under: a session's root, or that of a claimed task.
 func (a *agent) grant(ctx context.Context, session, id string) (*handoff.Grant, error) {
 	switch {
 	case (session == "") == (id == ""):
-		return nil, cli.Usagef("name the grant to act under: --session ID of one that you opened, or --handoff ID of a task that you claimed")
+		return nil, errNoGrant
 	case session != "":
 		chain, err := a.session(session)
 		if err != nil {

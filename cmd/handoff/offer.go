@@ -55,7 +55,8 @@ it is then accepted, or refused with id_conflict because the first was.`,
 	f.StringVar(&o.to, "to", "", "agent to hand the task to: a short name or a SPIFFE ID (required)")
 	f.StringVar(&o.task, "task", "", "file with the task, - for standard input (required)")
 	o.tools.add(cmd)
-	f.StringVar(&o.mode, "mode", wire.ModeDelegate, "delegate, and the result comes back; or transfer, and your grant ends when it is claimed")
+	f.StringVar(&o.mode, "mode", wire.ModeDelegate,
+		"delegate, and the result comes back; or transfer, and your grant ends when it is claimed")
 	f.StringArrayVar(&o.labels, "label", nil, "label of the task's data; repeatable")
 	f.StringArrayVar(&o.audience, "audience", nil, "guard at which the tools may be used; repeatable (default: any)")
 	f.DurationVar(&o.deadline, "deadline", 0, "how long the task may wait to be claimed (default: as long as it may take)")
@@ -117,7 +118,7 @@ func (o *offer) options() ([]handoff.OfferOption, error) {
 	case o.task == "":
 		return nil, cli.Usagef("name the file with the task with --task; - is standard input")
 	case (o.session == "") == (o.under == ""):
-		return nil, cli.Usagef("name the grant to act under: --session ID of one that you opened, or --handoff ID of a task that you claimed")
+		return nil, errNoGrant
 	case o.deadline < 0 || o.lifetime < 0 || o.timeout < 0:
 		return nil, cli.Usagef("--deadline, --lifetime and --timeout cannot be negative")
 	}
