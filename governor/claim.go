@@ -24,14 +24,14 @@ import (
 
 // claims answers one claim request.
 func (g *Governor) claims(ctx context.Context, r wire.Request) wire.ClaimResponse {
-	request, key, refusal := g.verifyClaim(r) // 1. who asks, with which key
+	request, refusal := g.verifyClaim(r) // 1. who asks, with which key
 	if refusal != nil {
 		return wire.ClaimResponse{Error: refusal}
 	}
 	cs := make([]*claim, len(request.IDs))
 	ps := make([]proposal, len(request.IDs))
 	for i, id := range request.IDs {
-		cs[i] = &claim{g: g, ctx: ctx, id: id, agent: r.Sender, session: r.Session, jwk: request.JWK, key: key, done: make(chan error, 1)}
+		cs[i] = &claim{g: g, ctx: ctx, id: id, agent: r.Sender, session: r.Session, jwk: request.JWK, renew: request.Renew, done: make(chan error, 1)}
 		cs[i].judge() // 2. the policy in force now: the task may have waited for hours
 		ps[i] = cs[i]
 	}
@@ -67,37 +67,37 @@ func chainSize(chain []string) int {
 }
 
 // verifyClaim checks the proof: the very process that asks holds the key that the grants will be bound to.
-func (g *Governor) verifyClaim(r wire.Request) (wire.ClaimRequest, ed25519.PublicKey, *wire.Error) {
+func (g *Governor) verifyClaim(r wire.Request) (wire.ClaimRequest, *wire.Error) {
 	var request wire.ClaimRequest
 	if err := json.Unmarshal(r.Body, &request, json.RejectUnknownMembers(true)); err != nil {
-		return request, nil, wire.Refuse(wire.CodeMalformed, "the claim is not the JSON that docs/wire.md shows: "+err.Error())
+		return request, wire.Refuse(wire.CodeMalformed, "the claim is not the JSON that docs/wire.md shows: "+err.Error())
 	}
 	if n := len(request.IDs); n == 0 || n > wire.MaxClaimIDs {
-		return request, nil, wire.Refuse(wire.CodeMalformed, "claim 1 to 64 IDs at once")
+		return request, wire.Refuse(wire.CodeMalformed, "claim 1 to 64 IDs at once")
 	}
 	for i, id := range request.IDs {
 		if refusal := checkID(id); refusal != nil {
-			return request, nil, refusal
+			return request, refusal
 		}
 		if slices.Contains(request.IDs[:i], id) {
-			return request, nil, wire.Refuse(wire.CodeMalformed, "an ID stands twice in the claim")
+			return request, wire.Refuse(wire.CodeMalformed, "an ID stands twice in the claim")
 		}
 	}
 	key, refusal := g.holderKey(request.JWK)
 	if refusal != nil {
-		return request, nil, refusal
+		return request, refusal
 	}
 	proof, err := jws.VerifyJSON[wire.ClaimProof](request.Proof, wire.TypeClaim, key, wire.MaxToken)
 	if err != nil {
-		return request, nil, wire.Refuse(wire.CodeProof, "the claim's proof: "+err.Error())
+		return request, wire.Refuse(wire.CodeProof, "the claim's proof: "+err.Error())
 	}
 	if refusal := g.checkProof(proof.ID, proof.IssuedAt, proof.Expires, proof.Audience, proof.Subject, r.Sender); refusal != nil {
-		return request, nil, refusal
+		return request, refusal
 	}
 	if !slices.Equal(proof.IDs, request.IDs) {
-		return request, nil, wire.Refuse(wire.CodeProof, "the proof must name exactly the IDs that are claimed, in their order")
+		return request, wire.Refuse(wire.CodeProof, "the proof must name exactly the IDs that are claimed, in their order")
 	}
-	return request, key, nil
+	return request, nil
 }
 
 // holderKey accepts a key that may hold grants: a proper one, and never the governor's or the issuer's.
@@ -138,7 +138,7 @@ type claim struct {
 	agent   string
 	session string
 	jwk     aat.JWK
-	key     ed25519.PublicKey
+	renew   bool // the lease alone is asked for
 	done    chan error
 
 	handoff  *handoff
@@ -200,6 +200,8 @@ func (c *claim) sequence(b *batch) error {
 		return refuse(refusal.Code, refusal.Message)
 	case h.lost[print]:
 		return refuse(wire.CodeSuperseded, "another process took this task over; stop working on it")
+	case h.status == statusClaimed && h.grant.state == ended:
+		return refuse(wire.CodeParentEnded, "the task was handed on for good; its new holder works on it")
 	case h.status == statusClaimed && h.grant.key == print && now < h.grant.expires:
 		h.leased = b.now + wire.Lease*1000
 		c.grant(h, true)
@@ -221,7 +223,7 @@ func (c *claim) sequence(b *batch) error {
 	case h.status == statusRevoked:
 		return refuse(wire.CodeRevoked, "the task was revoked")
 	}
-	if refusal := h.parent.usable(now); refusal != nil && !(refusal.Code == wire.CodeParentEnded && h.status == statusClaimed) {
+	if refusal := h.parent.usable(now); refusal != nil && (refusal.Code != wire.CodeParentEnded || h.status != statusClaimed) {
 		return refuse(refusal.Code, "the grant that the task was handed on from: "+refusal.Message)
 	}
 	if holder, bound := b.st.holders[print]; bound && holder.agent != c.agent {
@@ -337,7 +339,7 @@ func (c *claim) settle(err error) { c.done <- err }
 
 // 4. answer signs what the ledger holds and adds the task.
 func (c *claim) answer() wire.Claimed {
-	if c.granted == nil {
+	if c.granted == nil || c.renew && c.outcome.Repeat {
 		return c.outcome
 	}
 	c.g.state.mu.RLock()

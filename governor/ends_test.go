@@ -448,3 +448,22 @@ func TestCeilingAndLabels(t *testing.T) {
 		t.Errorf("labels after the result: %v", claimed.Labels)
 	}
 }
+
+// A task that was handed on for good is nobody's to take over: whoever has it now works on it.
+func TestNoTakeOverAfterTransfer(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+	root := a.session(readFiles())
+	first := chainOf(t, root, wire.ModeDelegate, b)
+	last := chainOf(t, first, wire.ModeTransfer, c)
+	clock.advance(wire.Lease*time.Second + time.Second)
+	other := b.process()
+	if claimed := other.tryClaim(root.session, first.handoff); claimed.Error == nil || claimed.Error.Code != wire.CodeParentEnded {
+		t.Errorf("a process takes over what was transferred: %+v", claimed.Error)
+	}
+	last.result("done")
+	if m := a.next(wire.KindResult, first.handoff); string(m.Data()) != "done" {
+		t.Errorf("the result is %q", m.Data())
+	}
+}

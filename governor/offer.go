@@ -305,7 +305,7 @@ func terms(offer *profile.Link, claim wire.HandoffClaim, answer wire.Answer, now
 
 // effects of a decided offer: a receipt to its sender, a notice to its receiver, a verdict where one is due.
 func (o *offer) effects(b *batch, h *handoff) {
-	b.effects.receipt(h.from, h.id, h.decided)
+	b.effects.receipt(h.from, h.id, h.decided, h.effect())
 	if h.status == statusAdmitted {
 		b.effects.inbox = append(b.effects.inbox, notice(h, o.trace))
 	}
@@ -333,7 +333,7 @@ func (o *offer) again(b *batch, index uint64, inState bool) error {
 				return err
 			}
 			if e.Decided != nil && e.Decided.Offer == o.token && e.From == o.in.Sender {
-				b.effects.receipt(e.From, o.id, index)
+				b.effects.receipt(e.From, o.id, index, e.Decided.Effect)
 				return nil
 			}
 		}

@@ -230,7 +230,7 @@ func (r *result) again(b *batch) (bool, error) {
 	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
 		return false, nil
 	}
-	b.effects.receipt(e.From, r.claim.ID, index)
+	b.effects.receipt(e.From, r.claim.ID, index, e.Result.Effect)
 	b.effects.inbox = append(b.effects.inbox, verdictMessage(e.From, e.Session, wire.Verdict{
 		ID: e.Handoff, Effect: e.Result.Effect, Reasons: e.Result.Reasons, Entry: &index,
 	}))
@@ -292,7 +292,7 @@ func (r *result) write(b *batch, h *handoff) error {
 		r.effects(b, h)
 		return nil
 	}
-	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index)
+	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index, r.effect)
 	b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
 		ID: h.id, Effect: r.effect, Reasons: r.reasons, Entry: &e.Index,
 	}))
@@ -301,7 +301,7 @@ func (r *result) write(b *batch, h *handoff) error {
 
 // effects of an accepted result: a receipt to the worker, the result to the one who waits for it.
 func (r *result) effects(b *batch, h *handoff) {
-	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index)
+	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index, h.result.effect)
 	if h.result.effect == wire.EffectAllow {
 		b.effects.inbox = append(b.effects.inbox, resultMessage(h, r.in.Body, r.trace))
 	}

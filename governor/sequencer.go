@@ -54,11 +54,11 @@ type effects struct {
 	receipts map[string][]wire.Receipt // by agent
 }
 
-func (x *effects) receipt(agent, id string, index uint64) {
+func (x *effects) receipt(agent, id string, index uint64, effect string) {
 	if x.receipts == nil {
 		x.receipts = map[string][]wire.Receipt{}
 	}
-	x.receipts[agent] = append(x.receipts[agent], wire.Receipt{ID: id, Index: index})
+	x.receipts[agent] = append(x.receipts[agent], wire.Receipt{ID: id, Index: index, Effect: effect})
 }
 
 // write makes e the batch's next entry and the state's newest. ids are those that e uses up, for ever.

@@ -123,6 +123,18 @@ type handoff struct {
 
 func (h *handoff) mode() string { return h.claim.Mode }
 
+// effect is what its receipt says of an offer.
+func (h *handoff) effect() string {
+	switch h.status {
+	case statusDenied:
+		return wire.EffectDeny
+	case statusHeld:
+		return wire.EffectHold
+	default:
+		return wire.EffectAllow
+	}
+}
+
 // done tells whether nothing more can come of the handoff at the time now (Unix seconds).
 func (h *handoff) done(now int64) bool {
 	switch h.status {

@@ -41,6 +41,11 @@ func OpenCheckpoint(signed []byte, logKey string) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
 	}
+	for _, sig := range n.Sigs { // note decodes leniently; one checkpoint has one spelling
+		if _, err := base64.StdEncoding.Strict().DecodeString(sig.Base64); err != nil {
+			return Checkpoint{}, fmt.Errorf("checkpoint: the signature's base64: %w", err)
+		}
+	}
 	c, err := parseText(n.Text)
 	if err != nil {
 		return Checkpoint{}, err

@@ -27,7 +27,8 @@ type feed struct {
 	epoch    string
 	first    uint64    // statements first to last of epoch were applied, without a gap;
 	last     uint64    // none yet when last is first-1
-	complete bool      // a snapshot covers what came before first
+	read     bool      // a whole snapshot, which covers what came before first
+	upto     uint64    // highest sequence of a page of it: what is between last and this is still to come
 	base     uint64    // sequence of the first page of the snapshot that is being read
 	after    string    // the page to ask for next
 	heard    time.Time // when the newest statement was applied
@@ -48,8 +49,11 @@ func (f *feed) fresh(now time.Time) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	age := now.Sub(f.heard)
-	return f.complete && age <= f.timeout && age >= -f.timeout
+	return f.complete() && age <= f.timeout && age >= -f.timeout
 }
+
+// complete says whether nothing is missing up to the newest statement or page.
+func (f *feed) complete() bool { return f.read && f.last >= f.upto }
 
 // state of a link: "", or one of wire.StateRevoked and wire.StateEnded.
 func (f *feed) state(link [32]byte) string {
@@ -62,7 +66,7 @@ func (f *feed) state(link [32]byte) string {
 func (f *feed) need() (after string, needed bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.after, !f.complete
+	return f.after, !f.read // what a page has shown to be missing comes as a statement, or shows as a gap
 }
 
 // apply takes a statement whose signature has been verified.
@@ -122,7 +126,7 @@ func (f *feed) statement(sequence uint64, now time.Time) {
 // first page has come, or will come, as a statement.
 func (f *feed) page(s wire.RevocationFeed, now time.Time) error {
 	switch {
-	case f.complete:
+	case f.read:
 		return nil // what it says is added all the same
 	case s.After != f.after:
 		return fmt.Errorf("a page of the snapshot after %.50q, asked for %.50q", s.After, f.after)
@@ -139,9 +143,10 @@ func (f *feed) page(s wire.RevocationFeed, now time.Time) error {
 			f.first, f.last = s.Sequence+1, s.Sequence
 		}
 	}
+	f.upto = max(f.upto, s.Sequence)
 	f.after = s.Next
 	if s.Next == "" {
-		f.complete, f.heard = true, now
+		f.read, f.heard = true, now
 	}
 	return nil
 }
@@ -152,7 +157,7 @@ func (f *feed) restart(sequence uint64) {
 	f.incomplete()
 }
 
-func (f *feed) incomplete() { f.complete, f.base, f.after = false, 0, "" }
+func (f *feed) incomplete() { f.read, f.upto, f.base, f.after = false, 0, 0, "" }
 
 func (f *feed) add(l revokedLink, now time.Time) bool {
 	minute := l.expires.Add(f.skew).Unix()/60 + 1
