@@ -114,7 +114,7 @@ func TestImportDirection(t *testing.T) {
 			}
 			i := slices.IndexFunc(rooms, p.in)
 			if i < 0 {
-				t.Errorf("%s imports %s; only %v may", p.room(), what, rooms)
+				t.Errorf("%s imports %s; of all rooms only %q may", p.room(), what, rooms)
 				continue
 			}
 			used[rooms[i]] = true
