@@ -190,16 +190,16 @@ func (s *session) start(c command) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(patience); ; <-tick.C {
+		_, ended, err := s.send("kill -0 $!") // before reading: what it printed last counts
+		if err != nil {
+			return err
+		}
 		got, err := os.ReadFile(log)
 		if err != nil {
 			return err
 		}
 		if want.Match(got) {
 			return nil
-		}
-		_, ended, err := s.send("kill -0 $!")
-		if err != nil {
-			return err
 		}
 		if ended != 0 || time.Now().After(end) {
 			return fmt.Errorf("%s: %s: the page shows\n%sbut it prints\n%s", c.at, c.text, join(c.shown), got)
