@@ -310,11 +310,14 @@ func (g grant) offer(to string, task string, tools object, labels ...any) (id st
 // claim asks for a task.
 func (p *party) claim(session, id string) []message {
 	p.t.Helper()
+	return p.request("handoff.claim."+session, p.claimRequest(id))
+}
+
+func (p *party) claimRequest(id string) object {
+	p.t.Helper()
 	proof := p.proof(p.keys["governor"], p.name)
 	proof["ids"] = []any{id}
-	return p.request("handoff.claim."+session, object{
-		"ids": []any{id}, "jwk": jwk(p.key), "proof": sign(p.t, "handoff-claim+jwt", proof, p.key),
-	})
+	return object{"ids": []any{id}, "jwk": jwk(p.key), "proof": sign(p.t, "handoff-claim+jwt", proof, p.key)}
 }
 
 // result makes the result of a claimed task.
@@ -404,7 +407,9 @@ func captureWire(t *testing.T) map[string][]message {
 	person := planner.proof(planner.keys["issuer"], "alice")
 	person["request_hash"] = hash(canonical(t, request))
 	request["principal"].(object)["proof"] = sign(t, "handoff-principal+jwt", person, aliceKey)
-	seen["open-person"] = planner.request("handoff.session.open", planner.prove(request))[:1]
+	seen["open-person"] = planner.request("handoff.session.open", planner.prove(request))
+	planner.grant(request["id"].(string), "", seen["open-person"][1].json(t)) // it has the same form
+	seen["open-person"] = seen["open-person"][:1]
 
 	request = researcher.openRequest()
 	request["principal"] = object{"kind": "human", "name": "alice", "proof": request["id"]}
@@ -422,6 +427,10 @@ func captureWire(t *testing.T) map[string][]message {
 	if string(offer.body) != string(must(base64.StdEncoding.DecodeString(claimed["task"].(string)))) {
 		t.Fatal("the task that came is not the one that was sent")
 	}
+
+	renewal := researcher.claimRequest(id)
+	renewal["renew"] = true
+	seen["claim-renewed"] = researcher.request("handoff.claim."+session, renewal)[1:]
 
 	seen["claim-refused"] = connect(t, d, "/agent/researcher").claim(session, id)[1:]
 
