@@ -152,6 +152,9 @@ func (m message) json(t *testing.T) object {
 func (p *party) ask(subject string, body []byte) message {
 	p.t.Helper()
 	answer, err := p.nc.Request(subject, body, answerTime)
+	for end := time.Now().Add(answerTime); errors.Is(err, nats.ErrNoResponders) && time.Now().Before(end); {
+		answer, err = p.nc.Request(subject, body, answerTime) // the governor is not up yet
+	}
 	if err != nil {
 		p.t.Fatalf("%s: %v", subject, err)
 	}

@@ -66,6 +66,11 @@ func TestWireVectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if broken := recover(); broken != nil { // a member that is missing, or of another type
+			t.Fatalf("the examples cannot be read: run go generate ./docs: %v", broken)
+		}
+	}()
 	examples := map[string][]message{}
 	for _, m := range exampleForm.FindAllStringSubmatch(string(text), -1) {
 		examples[m[1]] = parseMessages(t, m[2])
