@@ -11,7 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -373,7 +373,8 @@ func wireDaemon(t *testing.T, people map[string]aat.JWK) *daemon.Daemon {
 		bundle, err = bundle.WithData(at, value)
 		check(t, err)
 	}
-	dir := filepath.Join(scratch, "wire")
+	dir, err := os.MkdirTemp(scratch, "") // short, since sockets lie below it
+	check(t, err)
 	d, err := daemon.Start(t.Context(), daemon.Config{
 		Dir: dir, Listen: "127.0.0.1:0", TrustDomain: trustDomain, Bundle: bundle, People: people,
 	})
