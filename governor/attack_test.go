@@ -231,13 +231,14 @@ func TestAttackSecondResultThroughAHold(t *testing.T) {
 	grant.result("held", labelled("secret"))
 	hold := b.verdict(grant.handoff)
 	o := grant.offer(c.name, "work", transferring, func(o *offering) { o.header[wire.HeaderVerdict] = []string{"always"} })
-	if v := b.verdict(o.id); v.Effect == wire.EffectAllow {
+	v := b.verdict(o.id)
+	if v.Effect == wire.EffectAllow {
 		rest, _ := c.claim(root.session, o.id)
 		rest.result("done")
 		a.next(wire.KindResult, grant.handoff)
 	}
 	out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *hold.Entry, Approve: true})
-	if out.Error == nil {
+	if out.Error == nil && v.Effect == wire.EffectAllow {
 		a.quiet(wire.KindResult, grant.handoff)
 	}
 }
@@ -429,7 +430,7 @@ func TestAttackLaunderLabelsByTakeOver(t *testing.T) {
 	}
 	o := over.offer(c.name, "the secret, without its label")
 	if e := w.entryAt(w.operator(), over.a.receipt(o.id)); !slices.Contains(e.Decided.Labels, "secret") {
-		t.Errorf("and hands it on with the labels %v", e.Decided.Labels)
+		t.Errorf("and hands it on with the labels %v: %s %v", e.Decided.Labels, e.Decided.Effect, e.Decided.Reasons)
 	}
 }
 

@@ -3,6 +3,7 @@ package governor
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"slices"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -176,6 +178,9 @@ func (c *claim) ask() {
 func claimFacts(judge Judge, h *handoff) offerFacts {
 	f := factsOf(judge, h.parent, h.claim)
 	f.labels = union(slices.Clone(f.labels), h.labels)
+	if h.grant != nil { // who takes over knows what the agent knows
+		f.labels = union(f.labels, h.grant.labels)
+	}
 	f.approvals = slices.Clone(h.approvals)
 	f.budgetOK = true // admitted offers have their place in the budget
 	return f
@@ -206,9 +211,9 @@ func (c *claim) sequence(b *batch) error {
 		h.leased = b.now + wire.Lease*1000
 		c.grant(h, true)
 		return nil
-	case h.status == statusClaimed && h.grant.key == print:
+	case h.status == statusClaimed && now >= h.grant.expires:
 		return refuse(wire.CodeExpired, "the grant for this task has expired")
-	case h.status == statusClaimed && now < h.grant.expires && b.now < h.leased:
+	case h.status == statusClaimed && b.now < h.leased:
 		c.outcome = wire.Claimed{ID: c.id, Error: &wire.Error{
 			Code: wire.CodeAlreadyClaimed, Message: "another process of this agent works on the task",
 			RetryAfter: int((h.leased-b.now)/1000) + 1,
@@ -226,12 +231,29 @@ func (c *claim) sequence(b *batch) error {
 	if refusal := h.parent.usable(now); refusal != nil && (refusal.Code != wire.CodeParentEnded || h.status != statusClaimed) {
 		return refuse(refusal.Code, "the grant that the task was handed on from: "+refusal.Message)
 	}
+	if h.mode() == wire.ModeTransfer && h.status == statusAdmitted {
+		switch sender := h.parent.handoff; {
+		case h.parent.delegating(now):
+			c.outcome = wire.Claimed{ID: c.id, Error: &wire.Error{
+				Code: wire.CodeTransferOpen, Message: "the sender still awaits results of what it has delegated", RetryAfter: 1,
+			}}
+			return nil
+		case sender != nil && sender.result != nil:
+			return refuse(wire.CodeParentEnded, "the sender has returned a result, which waits for approval")
+		}
+	}
 	if holder, bound := b.st.holders[print]; bound && holder.agent != c.agent {
 		return refuse(wire.CodeKeyBound, "this key is bound to another agent; generate one of your own")
 	}
 	if facts := claimFacts(b.judge, h); c.handoff != h || !facts.equal(c.facts) {
+		if b.judging > maxJudging {
+			c.outcome = wire.Claimed{ID: c.id, Error: &wire.Error{
+				Code: wire.CodeUnavailable, Message: "much has changed at once; claim again", RetryAfter: 1,
+			}}
+			return nil
+		}
 		c.handoff, c.facts = h, facts
-		c.ask()
+		b.unlocked(c.ask)
 	}
 	if c.verdict.Effect != wire.EffectAllow {
 		return c.turnDown(b, h)
@@ -274,12 +296,17 @@ func (c *claim) mint(b *batch, h *handoff) error {
 		ID: id.String(), IssuedAt: now, ExpiresAt: expires, Holder: c.jwk, MaxDepth: depth, Tools: granted,
 		Extra: map[string]jsontext.Value{"handoff": note},
 	}, offer.Holder())
-	if err != nil {
-		return err
+	var link *profile.Link
+	if err == nil {
+		link, err = c.g.profile.Child(offer, prepared)
 	}
-	link, err := c.g.profile.Child(offer, prepared)
-	if err != nil {
-		return err
+	if err != nil { // too long a chain, too many labels, no time left: it cannot be granted, now or later
+		reason, _ := childReason(err)
+		if refusal, ok := errors.AsType[*wire.Error](err); ok {
+			reason = wire.Reason{Code: refusal.Code, Message: refusal.Message}
+		}
+		c.verdict.Effect, c.reasons = wire.EffectDeny, append(c.reasons, reason)
+		return c.turnDown(b, h)
 	}
 	e := &entry.Entry{
 		Kind: entry.KindClaimed, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: id.String(),

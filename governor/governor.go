@@ -55,7 +55,7 @@ type Governor struct {
 	profile   *profile.Profile
 	proposals chan []proposal
 	ready     chan struct{} // closed once requests and offers are served
-	stopped   chan struct{} // closed when Run returns
+	stopped   chan struct{} // closed when nothing will be settled any more
 
 	quarantine struct {
 		sync.Mutex
@@ -132,18 +132,23 @@ func (g *Governor) trust() error {
 // Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
 // record, and everything that was promised before a crash is out again.
 func (g *Governor) Run(ctx context.Context) error {
-	defer close(g.stopped)
 	parent := ctx
 	group, ctx := errgroup.WithContext(parent)
 	batches := make(chan *batch, 4)
 	group.Go(func() error { g.sequence(ctx, batches); return nil })
-	group.Go(func() error { g.deliver(ctx, batches); return nil })
+	group.Go(func() error {
+		// Handlers wait for what they have proposed; once this is done they need not, and Serve can end.
+		defer close(g.stopped)
+		g.deliver(ctx, batches)
+		return nil
+	})
 	group.Go(func() error {
 		if err := g.begin(ctx); err != nil {
 			return err
 		}
 		group.Go(func() error { g.ingress(ctx); return nil })
-		group.Go(func() error { g.tick(ctx); return nil })
+		group.Go(func() error { g.heartbeat(ctx); return nil })
+		group.Go(func() error { g.keepTime(ctx); return nil })
 		group.Go(func() error { return g.cfg.Bus.Serve(ctx, g.serve) })
 		close(g.ready)
 		return nil
@@ -167,6 +172,7 @@ func (g *Governor) Bundle() string {
 // begin puts the bundle in force on record and publishes again what a crash may have swallowed.
 func (g *Governor) begin(ctx context.Context) error {
 	judge := g.cfg.Policy.Current()
+	newest := g.state.clock // nothing else runs yet
 	var early map[string]judgement
 	if g.Bundle() != judge.Digest() {
 		early = g.prejudge(ctx, judge)
@@ -183,24 +189,19 @@ func (g *Governor) begin(ctx context.Context) error {
 				return err
 			}
 		}
-		for _, h := range b.st.handoffs {
-			if h.status == statusClaimed { // renewals are not on record: every process gets its time in full
-				h.leased = b.now + wire.Lease*1000
-			}
-		}
 		return g.expire(b)
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)
 	}
-	if err := g.republish(ctx); err != nil {
+	if err := g.republish(ctx, newest); err != nil {
 		return fmt.Errorf("publishing again what may have been lost: %w", err)
 	}
 	return g.feed.beat()
 }
 
-// tick is the heartbeat: the feed's, and that of whatever only time brings about.
-func (g *Governor) tick(ctx context.Context) {
+// every calls f with each heartbeat, until ctx ends.
+func (g *Governor) every(ctx context.Context, f func()) {
 	ticker := time.NewTicker(g.cfg.Heartbeat)
 	defer ticker.Stop()
 	for {
@@ -208,17 +209,30 @@ func (g *Governor) tick(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			f()
 		}
+	}
+}
+
+// heartbeat tells guards that they miss nothing. It waits for nobody: guards that hear nothing close.
+func (g *Governor) heartbeat(ctx context.Context) {
+	g.every(ctx, func() {
 		if err := g.feed.beat(); err != nil {
 			g.log.ErrorContext(ctx, "no heartbeat on the revocation feed; guards will close", "err", err)
 		}
+	})
+}
+
+// keepTime writes down what only time brings about, and keeps the live bucket up to date.
+func (g *Governor) keepTime(ctx context.Context) {
+	g.every(ctx, func() {
 		if err := g.do(ctx, g.passTime); err != nil && ctx.Err() == nil {
 			g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
 		}
 		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
 			g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
 		}
-	}
+	})
 }
 
 // quarantineEvery is how often the ledger learns how much was quarantined: rarely, so that garbage does not grow it.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 // The live bucket makes restarts quick: it names the sessions that are in memory, and the newest entry of each agent, as
@@ -82,6 +83,12 @@ func (g *Governor) rebuild(ctx context.Context) error {
 	}
 	if err := fresh.replay(ctx, g.cfg.Log, g.cfg.Now().Unix()); err != nil {
 		return err
+	}
+	lease := g.cfg.Now().UnixMilli() + wire.Lease*1000
+	for _, h := range fresh.handoffs { // renewals are not on record: every process gets its time in full
+		if h.status == statusClaimed {
+			h.leased = max(h.leased, lease)
+		}
 	}
 	g.state.replace(fresh)
 	return nil

@@ -68,6 +68,7 @@ type offer struct {
 	trace   string
 	refusal *wire.Error
 	repeat  bool // the ID was used before; sequence compares
+	later   bool // it must be looked at again once this batch is durable
 	parent  *grant
 	claim   wire.HandoffClaim
 	link    *profile.Link // nil unless it verified and keeps the profile
@@ -79,8 +80,6 @@ type offer struct {
 	effect   string
 	reasons  []wire.Reason
 	granted  aat.Tools
-
-	index uint64 // its entry, for the log
 }
 
 // deny decides against the offer.
@@ -91,9 +90,6 @@ func (o *offer) deny(reasons ...wire.Reason) {
 // 2. verify: what can be known from the message, the parent grant and the clock. It sets refusal, or a denial, or
 // leaves the offer open for the policy.
 func (o *offer) verify() {
-	if o.refusal = poisoned(o.in); o.refusal != nil {
-		return
-	}
 	head, refusal := readHeaders(o.in.Header, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
 		o.refusal = refusal
@@ -192,6 +188,9 @@ func (o *offer) decide() {
 	o.judge()
 }
 
+// judged tells whether the policy was asked: what verify has denied, no policy can mend.
+func (o *offer) judged() bool { return o.decision != nil }
+
 // judge asks the policy on o.facts.
 func (o *offer) judge() {
 	var reasons []wire.Reason
@@ -233,13 +232,17 @@ func (o *offer) sequence(b *batch) error {
 		return nil
 	}
 	o.parent = parent
-	if o.effect != wire.EffectDeny {
+	if o.judged() {
 		if reason := o.mutable(b, s, parent); reason != nil {
 			o.deny(*reason)
+			o.decision = nil
 		} else if now := factsOf(b.judge, parent, o.claim); !now.equal(o.facts) {
+			if b.judging > maxJudging {
+				o.later = true
+				return nil
+			}
 			o.facts = now // a result came in, the budget ran out or another bundle is in force: decide again
-			o.judge()
-			o.attenuate()
+			b.unlocked(func() { o.judge(); o.attenuate() })
 		}
 	}
 	return o.write(b, parent)
@@ -247,16 +250,27 @@ func (o *offer) sequence(b *batch) error {
 
 // mutable checks the facts that other proposals change and the policy is not asked about.
 func (o *offer) mutable(b *batch, s *session, parent *grant) *wire.Reason {
+	switch {
+	case b.seconds() >= o.link.Claims.ExpiresAt || (o.claim.Deadline > 0 && b.seconds() > o.claim.Deadline):
+		return &wire.Reason{Code: wire.CodeExpired, Message: "the offer's deadline or exp has passed; make a new offer"}
+	case len(countedLabels(b.judge, parent, o.claim.Labels)) > wire.MaxLabels:
+		return &wire.Reason{Code: wire.CodeTooLarge, Message: "with what the grant carries these are more than 64 labels; declare fewer"}
+	}
+	return admissible(b, o.claim.Mode, s, parent, o.in.To, o.g.cfg.MaxOpen)
+}
+
+// admissible checks what an offer needs at the moment of its admission, be that at its turn or at an approval.
+func admissible(b *batch, mode string, s *session, parent *grant, to string, maxOpen int) *wire.Reason {
 	if refusal := parent.usable(b.seconds()); refusal != nil {
 		return &wire.Reason{Code: refusal.Code, Message: refusal.Message}
 	}
 	switch {
-	case b.seconds() >= o.link.Claims.ExpiresAt || (o.claim.Deadline > 0 && b.seconds() > o.claim.Deadline):
-		return &wire.Reason{Code: wire.CodeExpired, Message: "the offer's deadline or exp has passed; make a new offer"}
-	case o.claim.Mode == wire.ModeTransfer && parent.delegating(b.seconds()):
+	case mode == wire.ModeTransfer && parent.delegating(b.seconds()):
 		return &wire.Reason{Code: wire.CodeTransferOpen,
 			Message: "delegated handoffs are still open; wait for their results, then transfer"}
-	case b.st.open[o.in.To] >= o.g.cfg.MaxOpen:
+	case parent.handoff != nil && parent.handoff.result != nil:
+		return &wire.Reason{Code: wire.CodeParentEnded, Message: "the task's result waits for approval; nothing more can be handed on"}
+	case b.st.open[to] >= maxOpen:
 		return &wire.Reason{Code: wire.CodeInboxFull, Message: "the receiver has too many open handoffs; try later"}
 	case s.budget != nil && s.admitted >= s.budget.Handoffs:
 		return &wire.Reason{Code: wire.CodeBudget, Message: "the session's budget of handoffs is used up"}
@@ -282,9 +296,24 @@ func (o *offer) write(b *batch, parent *grant) error {
 	if err := b.write(e, known{offer: o.link, handoff: &o.claim}, []string{o.id}, attach); err != nil {
 		return err
 	}
-	o.index = e.Index
-	o.effects(b, b.st.handoffs[o.id])
+	if h := b.st.handoffs[o.id]; h != nil {
+		o.effects(b, h)
+		return nil
+	}
+	denied(b, e)
 	return nil
+}
+
+// denied tells the sender of a denied offer, now or when it asks again.
+func denied(b *batch, e *entry.Entry) {
+	b.effects.receipt(e.From, e.Handoff, e.Index, wire.EffectDeny)
+	b.effects.inbox = append(b.effects.inbox, denial(e))
+}
+
+func denial(e *entry.Entry) wire.Outbound {
+	return verdictMessage(e.From, e.Session, wire.Verdict{
+		ID: e.Handoff, Effect: wire.EffectDeny, Reasons: e.Decided.Reasons, Entry: &e.Index,
+	})
 }
 
 // terms are the bounds of an admitted offer: its own, or the policy's where they are narrower. Times are Unix seconds.
@@ -322,21 +351,35 @@ func (o *offer) again(b *batch, index uint64, inState bool) error {
 			o.effects(b, h)
 			return nil
 		}
-	} else if !inState {
-		index, found, err := o.g.cfg.Log.Lookup(o.id)
-		if err != nil {
+		o.refusal = wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")
+		o.refuse(b)
+		return nil
+	}
+	if inState && index >= b.next {
+		o.later = true // the first is in this very batch
+		return nil
+	}
+	if !inState {
+		var err error
+		if index, inState, err = o.g.cfg.Log.Lookup(o.id); err != nil {
 			return err
 		}
-		if found {
-			e, err := o.g.entry(index)
-			if err != nil {
-				return err
-			}
-			if e.Decided != nil && e.Decided.Offer == o.token && e.From == o.in.Sender {
-				b.effects.receipt(e.From, o.id, index, e.Decided.Effect)
-				return nil
-			}
+	}
+	if !inState {
+		o.later = true // it was used by a batch that could not be written
+		return nil
+	}
+	e, err := o.g.entry(index)
+	if err != nil {
+		return err
+	}
+	if e.Decided != nil && e.Decided.Offer == o.token && e.From == o.in.Sender && wire.TaskHashMatches(o.claim.TaskHash, o.salt, o.in.Body) {
+		if e.Decided.Effect == wire.EffectDeny {
+			denied(b, e)
+		} else {
+			b.effects.receipt(e.From, o.id, index, e.Decided.Effect)
 		}
+		return nil
 	}
 	o.refusal = wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")
 	o.refuse(b)
@@ -350,14 +393,24 @@ func (o *offer) refuse(b *batch) {
 
 // 8. settle: the message leaves the stream once its consequences are out.
 func (o *offer) settle(err error) {
+	if err == nil && o.later {
+		err = errLater
+	}
 	o.g.settle(o.ctx, o.in, o.refusal, err)
 	if err == nil && o.refusal == nil && !o.repeat {
 		o.g.logOffer(o.ctx, o)
 	}
 }
 
+// errLater has a message delivered again: what it depends on was being written in the same batch.
+var errLater = errors.New("it is looked at again once the batch is durable")
+
 // settle takes an inbound message out of the stream, sets it aside, or leaves it for another try.
 func (g *Governor) settle(ctx context.Context, in wire.Inbound, refusal *wire.Error, err error) {
+	if errors.Is(err, errPoison) && in.Deliveries >= maxDeliveries {
+		err = nil
+		refusal = wire.Refuse(wire.CodeQuarantineUnknown, "this message could not be decided, however often it was tried; the operator has it")
+	}
 	switch {
 	case err != nil || refusal != nil && refusal.Code == wire.CodeUnavailable:
 		err = in.Retry(retryDelay(in.Deliveries))
@@ -372,16 +425,9 @@ func (g *Governor) settle(ctx context.Context, in wire.Inbound, refusal *wire.Er
 	}
 }
 
-// maxDeliveries is how often a message is tried. Trouble that lasts longer is the message's own, or an operator must look.
-const maxDeliveries = 100
-
-// poisoned sets a message aside that was tried again and again, so that it does not keep others waiting for ever.
-func poisoned(in wire.Inbound) *wire.Error {
-	if in.Deliveries <= maxDeliveries {
-		return nil
-	}
-	return wire.Refuse(wire.CodeQuarantineUnknown, "this message could not be decided, however often it was tried; the operator has it")
-}
+// maxDeliveries is how often a message is tried that breaks its batch by itself. Then it is set aside, so that it does
+// not have the state read back for ever. Trouble of the infrastructure has no such limit.
+const maxDeliveries = 20
 
 // retryDelay grows with each delivery, to a minute.
 func retryDelay(deliveries int) time.Duration {

@@ -322,7 +322,7 @@ func TestDenialRepeats(t *testing.T) {
 	if *first.Entry != *again.Entry || again.Reasons[0].Code != wire.CodeWidened || again.Reasons[0].Tool != "fs.write" {
 		t.Errorf("first %+v, again %+v", first, again)
 	}
-	if c := b.tryClaim(root.session, o.id); c.Error == nil || c.Error.Code != wire.CodeNotAdmitted {
+	if c := b.tryClaim(root.session, o.id); c.Error == nil || c.Error.Code != wire.CodeHandoffUnknown {
 		t.Errorf("a denied task was claimed: %+v", c.Error)
 	}
 }

@@ -91,9 +91,37 @@ func (st *State) working() []*grant {
 	return out
 }
 
-// rejudge judges every live grant again, and revokes those that would not be granted now. What early says holds where no
+// opened are the sessions that are not over, in order.
+func (st *State) opened() []*session {
+	var out []*session
+	for _, s := range st.sessions {
+		if s.over == "" {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(x, y *session) int { return strings.Compare(x.id, y.id) })
+	return out
+}
+
+// rejudge judges every session and every live grant again, and revokes those that would not be granted now. What early says holds where no
 // fact has changed since.
 func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judgement) error {
+	for _, s := range b.st.opened() {
+		decision, answer, reasons := g.ask(ctx, b.judge, "session", s.input)
+		if answer.Effect == wire.EffectAllow {
+			continue
+		}
+		err := b.write(&entry.Entry{
+			Kind: entry.KindRejudged, Session: s.id, From: s.opener, Grant: s.root.id,
+			Rejudged: &entry.Rejudged{Effect: answer.Effect, Reasons: reasons, Decision: *decision},
+		}, known{}, nil, nil)
+		if err != nil {
+			return err
+		}
+		if err := g.close(b, s, "policy", "the policy in force does not allow it any more", nil); err != nil {
+			return err
+		}
+	}
 	for _, gr := range b.st.working() {
 		if gr.state != live || gr.usable(b.seconds()) != nil {
 			continue // an entry above has revoked it
@@ -137,30 +165,29 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 // input: it may still say no.
 func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) (index uint64, effect string, refusal *wire.Error) {
 	err := g.do(ctx, func(b *batch) error {
-		rec := b.st.held[of]
+		of, rec := b.st.waiting(of)
 		if rec == nil {
 			refusal = wire.Refuse(wire.CodeHandoffUnknown, fmt.Sprintf("entry %d holds nothing that waits for approval", of))
 			return nil
 		}
 		h := rec.handoff
-		if h.done(b.seconds()) && rec.stage != entry.StageResult || h.session.over != "" {
-			refusal = wire.Refuse(wire.CodeExpired, "the handoff is over")
+		if refusal = g.approvable(b, rec, by, yes); refusal != nil {
 			return nil
 		}
 		a := &entry.Approved{Of: of, By: by, Approve: yes}
 		e := &entry.Entry{
 			Kind: entry.KindApproved, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: h.parent.id, Approved: a,
 		}
+		var body []byte
 		if yes {
-			decided, err := g.judgeApproved(ctx, b, rec, by)
-			if err != nil {
-				return err
+			b.unlocked(func() { a.Decided = g.judgeApproved(ctx, b, rec, by) })
+			if rec.stage == entry.StageResult {
+				var err error
+				if _, body, err = g.cfg.Log.Body(h.result.body); err != nil {
+					refusal = wire.Refuse(wire.CodeUnavailable, "the result's bytes are not there any more: "+err.Error())
+					return nil
+				}
 			}
-			if decided.Effect == wire.EffectHold {
-				refusal = &wire.Error{Code: wire.CodePolicyHeld, Message: "the policy still holds it; another approval may be needed"}
-				return nil
-			}
-			a.Decided = decided
 		}
 		var below []wire.RevokedLink
 		if rec.stage == entry.StageResult && a.Decided != nil && a.Decided.Effect == wire.EffectAllow {
@@ -170,8 +197,12 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 			return err
 		}
 		index, effect = e.Index, string(h.status)
+		if rec := b.st.held[e.Index]; rec != nil {
+			return nil // more people are asked; whoever waits knows that already
+		}
 		b.effects.revoked = append(b.effects.revoked, below...)
-		return g.afterApproval(b, rec)
+		afterApproval(b, rec, body)
+		return nil
 	})
 	if err != nil {
 		return 0, "", unavailable(err)
@@ -179,16 +210,60 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 	return index, effect, refusal
 }
 
+// waiting finds what an entry holds, also where an approval since has not been enough.
+func (st *State) waiting(of uint64) (newest uint64, rec *heldRecord) {
+	if rec = st.held[of]; rec != nil {
+		return of, rec
+	}
+	for newest, rec := range st.held {
+		if slices.Contains(rec.entries, of) {
+			return newest, rec
+		}
+	}
+	return of, nil
+}
+
+// approvable tells why a person's answer comes too late or for nothing: what is approved must still be possible.
+func (g *Governor) approvable(b *batch, rec *heldRecord, by string, yes bool) *wire.Error {
+	h := rec.handoff
+	over := wire.Refuse(wire.CodeExpired, "the handoff is over")
+	switch {
+	case h.session.over != "":
+		return sessionOver(h.session)
+	case rec.stage == entry.StageResult:
+		if h.status != statusClaimed || h.grant.state != live || b.seconds() >= h.grant.expires {
+			return over
+		}
+		if yes && slices.Contains(h.result.approvals, by) {
+			return wire.Refuse(wire.CodePolicyHeld, "you have approved this already; the policy asks for somebody else, too")
+		}
+		return nil
+	case h.status != statusHeld || h.done(b.seconds()):
+		return over
+	case !yes:
+		return nil
+	case slices.Contains(h.approvals, by):
+		return wire.Refuse(wire.CodePolicyHeld, "you have approved this already; the policy asks for somebody else, too")
+	}
+	if rec.stage == entry.StageOffer {
+		if reason := admissible(b, h.mode(), h.session, h.parent, h.to, g.cfg.MaxOpen); reason != nil {
+			return wire.Refuse(reason.Code, reason.Message)
+		}
+		return nil
+	}
+	return h.parent.usable(b.seconds())
+}
+
 // judgeApproved asks the policy again with one more approval.
-func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord, by string) (*entry.Decided, error) {
+func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord, by string) *entry.Decided {
 	h := rec.handoff
 	if rec.stage == entry.StageResult {
 		f := g.resultFacts(b.judge, h, h.result.claim.Labels)
-		f.approvals = append(f.approvals, by)
+		f.approvals = append(slices.Clone(h.result.approvals), by)
 		decision, answer, reasons := g.ask(ctx, b.judge, "result", resultQuestion(h, f, h.result.claim))
 		return &entry.Decided{
 			Stage: rec.stage, Effect: answer.Effect, Reasons: reasons, Labels: f.labels, Decision: decision,
-		}, nil
+		}
 	}
 	approvals := append(slices.Clone(h.approvals), by)
 	var f offerFacts
@@ -214,16 +289,18 @@ func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord,
 		if len(granted) == 0 && len(tools) > 0 {
 			d.Effect = wire.EffectDeny
 			d.Reasons = append(d.Reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
-			return d, nil
+			return d
 		}
 		d.Granted = granted
+	}
+	if d.Effect != wire.EffectDeny {
 		d.Expires, d.Deadline, d.MaxDepth = terms(h.offer, h.claim, answer, b.seconds())
 	}
-	return d, nil
+	return d
 }
 
 // afterApproval lets out what the held message would have led to.
-func (g *Governor) afterApproval(b *batch, rec *heldRecord) error {
+func afterApproval(b *batch, rec *heldRecord, body []byte) {
 	h := rec.handoff
 	switch {
 	case rec.stage == entry.StageResult && h.result == nil:
@@ -232,10 +309,6 @@ func (g *Governor) afterApproval(b *batch, rec *heldRecord) error {
 			Reasons: []wire.Reason{{Code: wire.CodePolicyDenied, Message: "the result was not approved"}},
 		}))
 	case rec.stage == entry.StageResult:
-		_, body, err := g.cfg.Log.Body(h.result.body)
-		if err != nil {
-			return err
-		}
 		b.effects.inbox = append(b.effects.inbox, resultMessage(h, body, ""))
 	default:
 		b.effects.inbox = append(b.effects.inbox, verdict(h))
@@ -243,5 +316,4 @@ func (g *Governor) afterApproval(b *batch, rec *heldRecord) error {
 			b.effects.inbox = append(b.effects.inbox, notice(h, ""))
 		}
 	}
-	return nil
 }

@@ -2,7 +2,6 @@ package governor
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -25,7 +24,8 @@ const (
 
 // republish publishes every notice whose task still waits, and the verdicts and results of the last minutes. Revocations
 // need no repeating: the feed has a new epoch, and guards ask for all of it.
-func (g *Governor) republish(ctx context.Context) error {
+// newest is the time of the newest entry before this start, in Unix milliseconds.
+func (g *Governor) republish(ctx context.Context, newest int64) error {
 	var out []wire.Outbound
 	flush := func(limit int) error {
 		for len(out) > limit {
@@ -44,7 +44,7 @@ func (g *Governor) republish(ctx context.Context) error {
 			out = append(out, notice(h, ""))
 		}
 	}
-	next, clock := g.state.next, g.state.clock
+	next := g.state.next
 	g.state.mu.RUnlock()
 	if err := flush(0); err != nil {
 		return err
@@ -57,14 +57,13 @@ func (g *Governor) republish(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if e.Time < clock-lossWindow.Milliseconds() || e.Handoff == "" {
+		if e.Time < newest-lossWindow.Milliseconds() || e.Handoff == "" {
 			continue
 		}
 		message, ok, err := g.lostMessage(e)
-		if err != nil {
-			return fmt.Errorf("entry %d: %w", e.Index, err)
-		}
-		if ok {
+		if err != nil { // retention may have dropped the body; nobody can have it any more
+			g.log.WarnContext(ctx, "a result could not be published again", "entry", e.Index, "err", err)
+		} else if ok {
 			out = append(out, message)
 		}
 		if err := flush(republishBatch); err != nil {
@@ -79,10 +78,11 @@ func (g *Governor) lostMessage(e *entry.Entry) (wire.Outbound, bool, error) {
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
 	h := g.state.handoffs[e.Handoff]
-	if h == nil {
-		return wire.Outbound{}, false, nil
-	}
 	switch {
+	case h == nil && e.Decided != nil && e.Decided.Effect == wire.EffectDeny && g.state.sessions[e.Session] != nil:
+		return denial(e), true, nil
+	case h == nil:
+		return wire.Outbound{}, false, nil
 	case h.result != nil && h.result.index == e.Index && h.result.effect == wire.EffectAllow:
 		_, body, err := g.cfg.Log.Body(h.result.body)
 		if err != nil {

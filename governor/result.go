@@ -35,6 +35,7 @@ type result struct {
 	claim   wire.ResultToken
 	key     string // thumbprint of the key that signed it
 	repeat  bool   // the token's ID stands in the ledger or state
+	later   bool   // it must be looked at again once this batch is durable
 
 	facts    resultFacts
 	decision *entry.Decision
@@ -59,7 +60,6 @@ func (f resultFacts) equal(g resultFacts) bool {
 func (g *Governor) resultFacts(judge Judge, h *handoff, declared []string) resultFacts {
 	return resultFacts{
 		judge: judge, grant: h.grant, receiver: h.resultTo(), labels: countedLabels(judge, h.grant, declared),
-		approvals: slices.Clone(h.approvals),
 	}
 }
 
@@ -75,9 +75,6 @@ func (h *handoff) resultTo() string {
 func (r *result) verify() {
 	if ids := r.in.Header[wire.HeaderID]; len(ids) == 1 {
 		r.id = ids[0] // so that a refusal can say what it is about
-	}
-	if r.refusal = poisoned(r.in); r.refusal != nil {
-		return
 	}
 	head, refusal := readHeaders(r.in.Header, wire.HeaderID, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
@@ -204,8 +201,17 @@ func (r *result) sequence(b *batch) error {
 				return nil
 			}
 			if facts := r.g.resultFacts(b.judge, h, r.claim.Labels); !r.facts.equal(facts) {
+				if b.judging > maxJudging {
+					r.later = true
+					return nil
+				}
 				r.facts = facts
-				r.ask(h)
+				b.unlocked(func() { r.ask(h) })
+			}
+			if len(r.facts.labels) > wire.MaxLabels {
+				r.refusal = wire.Refuse(wire.CodeTooLarge, "with what the grant carries these are more than 64 labels; declare fewer")
+				b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.refusal))
+				return nil
 			}
 			return r.write(b, h)
 		}
@@ -217,10 +223,21 @@ func (r *result) sequence(b *batch) error {
 // again answers a denied result that is sent again with the same denial. (Accepted ones are found by their handoff.)
 func (r *result) again(b *batch) (bool, error) {
 	index, used := b.st.used[r.claim.ID]
+	if !used && r.repeat {
+		var err error
+		if index, used, err = r.g.cfg.Log.Lookup(r.claim.ID); err != nil {
+			return false, err
+		}
+		if !used {
+			r.later = true // it was used by a batch that could not be written
+			return true, nil
+		}
+	}
 	if h := b.st.handoffs[r.id]; !used || h == nil || h.result != nil && h.result.token == r.token {
 		return false, nil
 	}
-	if index >= b.next { // earlier in this very batch: the message comes again once that is durable
+	if index >= b.next {
+		r.later = true // the first is in this very batch
 		return true, nil
 	}
 	e, err := r.g.entry(index)
@@ -325,7 +342,12 @@ func resultMessage(h *handoff, body []byte, trace string) wire.Outbound {
 	return out
 }
 
-func (r *result) settle(err error) { r.g.settle(r.ctx, r.in, r.refusal, err) }
+func (r *result) settle(err error) {
+	if err == nil && r.later {
+		err = errLater
+	}
+	r.g.settle(r.ctx, r.in, r.refusal, err)
+}
 
 func checkLabels(labels []string) *wire.Error {
 	if len(labels) > wire.MaxLabels {

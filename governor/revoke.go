@@ -26,11 +26,15 @@ func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (inde
 			target = h.grant
 		}
 		switch {
+		case target != nil && target.session.over != "":
+			refusal = sessionOver(target.session)
+			return nil
 		case target != nil && target.handoff == nil:
 			return g.close(b, target.session, by, reason, &index)
-		case target != nil:
+		case target != nil && target.state != revoked && target.handoff.status == statusClaimed:
+			// Also where a transfer has ended it: what came of it lives.
 			return revokeEntry(b, target, target.handoff, by, reason, &index)
-		case h != nil:
+		case target == nil && h != nil && h.session.over == "" && openStatus(h.status):
 			return revokeEntry(b, nil, h, by, reason, &index)
 		}
 		refusal = wire.Refuse(wire.CodeHandoffUnknown, "there is no live grant or handoff with this ID")
@@ -119,13 +123,25 @@ func grantsBelow(g *grant) []string {
 	return ids
 }
 
-// endedLinks are what an accepted result ends: the grant that made it, as a leaf, and what was handed on from it, whole.
+// endedLinks are what an accepted result ends: the grant that made it and those that transfers led through, as leaves, and
+// what else was handed on from them, whole, also where a transfer has ended it already.
 func endedLinks(h *handoff) []wire.RevokedLink {
-	links := []wire.RevokedLink{revokedLink(h.grant, wire.StateEnded)}
-	for _, c := range h.grant.children {
-		if c.grant != nil && c.grant.state == live {
-			links = append(links, revokedLink(c.grant, wire.StateRevoked))
+	var links []wire.RevokedLink
+	target := h.answers()
+	var done *handoff
+	for t := h; t != nil; t = t.parent.handoff {
+		if t.grant.state == live {
+			links = append(links, revokedLink(t.grant, wire.StateEnded))
 		}
+		for _, c := range t.grant.children {
+			if c != done && c.grant != nil && c.grant.state != revoked {
+				links = append(links, revokedLink(c.grant, wire.StateRevoked))
+			}
+		}
+		if t == target {
+			break
+		}
+		done = t
 	}
 	return links
 }

@@ -34,11 +34,28 @@ type batch struct {
 	records []ledger.Record
 	members []proposal
 	effects effects
-	undo    []func() // of what is not in the state, should the batch fail
+	undo    []func()      // of what is not in the state, should the batch fail
+	judging time.Duration // spent on asking the policy again
 }
+
+// maxJudging is how long a batch may ask the policy again before what is left waits for another turn: nobody else's
+// claims and revocations wait longer for it.
+const maxJudging = 100 * time.Millisecond
 
 // seconds is the batch's time as tokens count it.
 func (b *batch) seconds() int64 { return b.now / 1000 }
+
+// unlocked runs f, which asks the policy, while others may read the state. Only the sequencer changes it, and that is
+// who calls this.
+func (b *batch) unlocked(f func()) {
+	start := time.Now()
+	b.st.mu.Unlock()
+	defer func() {
+		b.st.mu.Lock()
+		b.judging += time.Since(start)
+	}()
+	f()
+}
 
 // used tells whether an ID is used up by the sessions in memory, this batch included.
 func (b *batch) used(id string) bool {
@@ -129,11 +146,13 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 	}
 	g.log.ErrorContext(ctx, "nothing of this batch was decided", "proposals", len(members), "err", err)
 	g.recoverState(ctx)
-	if !ordered && len(members) > 1 && ctx.Err() == nil {
+	if alone := !ordered && !errors.Is(err, errClock); alone && len(members) > 1 && ctx.Err() == nil {
 		for _, p := range members {
 			g.decide(ctx, []proposal{p}, out)
 		}
 		return
+	} else if alone {
+		err = fmt.Errorf("%w: %w", errPoison, err)
 	}
 	for _, p := range members {
 		p.settle(fmt.Errorf("%w: %w", errUndecided, err))
@@ -142,6 +161,11 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 
 // errUndecided wraps whatever kept a batch from being written: infrastructure, never a verdict.
 var errUndecided = errors.New("nothing was decided")
+
+var (
+	errClock  = errors.New("the clock has fallen behind the ledger")
+	errPoison = errors.New("it breaks its batch by itself")
+)
 
 // order runs the proposals one after another against the state.
 func (g *Governor) order(members []proposal) (*batch, error) {
@@ -153,7 +177,7 @@ func (g *Governor) order(members []proposal) (*batch, error) {
 		members: members,
 	}
 	if behind := g.state.clock - reading; behind > maxClockBehind.Milliseconds() {
-		return b, fmt.Errorf("the clock is %s behind the ledger's newest entry", time.Duration(behind)*time.Millisecond)
+		return b, fmt.Errorf("%w by %s", errClock, time.Duration(behind)*time.Millisecond)
 	}
 	for i, p := range members {
 		if err := p.sequence(b); err != nil {

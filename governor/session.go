@@ -85,6 +85,10 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 			refusal = wire.Refuse(wire.CodeKeyBound, "this key is bound to another agent; generate one of your own")
 			return nil
 		}
+		if terms.Expires <= b.seconds() {
+			refusal = wire.Refuse(wire.CodeExpired, "the session would be over before it begins; ask for a longer ttl")
+			return nil
+		}
 		if b.judge.Digest() != decision.Bundle {
 			refusal = wire.Refuse(wire.CodeUnavailable, "the policy has just changed; ask again")
 			return nil
@@ -110,30 +114,34 @@ func (g *Governor) opened(root string, expires int64, index uint64, repeat bool,
 	}
 }
 
-// openAgain gives the same process the same root again.
-func (g *Governor) openAgain(_ context.Context, opener string, request wire.OpenRequest) wire.OpenResponse {
-	g.state.mu.RLock()
-	s := g.state.sessions[request.ID]
-	var over string
-	if s != nil {
-		over = s.over
-	}
-	g.state.mu.RUnlock()
+// openAgain gives the same process the same root again. It takes its turn, since a session that is still being written
+// is none.
+func (g *Governor) openAgain(ctx context.Context, opener string, request wire.OpenRequest) (out wire.OpenResponse) {
+	var root *grant
+	var index uint64
+	err := g.do(ctx, func(b *batch) error {
+		s := b.st.sessions[request.ID]
+		switch {
+		case s == nil || s.opener != opener || s.root.key != request.JWK.Thumbprint():
+			out.Error = wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")
+		case s.over != "":
+			out.Error = sessionOver(s)
+		default:
+			root, index = s.root, b.st.used[s.id]
+		}
+		return nil
+	})
 	switch {
-	case s == nil || s.opener != opener || s.root.key != request.JWK.Thumbprint():
-		return wire.OpenResponse{Error: wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")}
-	case over != "":
-		return wire.OpenResponse{Error: sessionOver(s)}
+	case err != nil:
+		return wire.OpenResponse{Error: unavailable(err)}
+	case out.Error != nil:
+		return out
 	}
-	index, _, err := g.cfg.Log.Lookup(request.ID)
+	token, err := root.token()
 	if err != nil {
 		return wire.OpenResponse{Error: unavailable(err)}
 	}
-	root, err := s.root.token()
-	if err != nil {
-		return wire.OpenResponse{Error: unavailable(err)}
-	}
-	return g.opened(root, s.expires, index, true, nil)
+	return g.opened(token, root.expires, index, true, nil)
 }
 
 // MaxTTL is the longest a session may be asked for, in seconds: a day.

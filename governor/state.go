@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
@@ -79,7 +81,9 @@ type session struct {
 	newest    uint64
 	handoffs  []*handoff
 	grants    []*grant
-	results   []string // IDs of result tokens
+	results   []string       // IDs of result tokens
+	refused   []string       // IDs of denied offers
+	input     jsontext.Value // what the policy was asked when it was opened
 }
 
 // status of a handoff.
@@ -138,10 +142,8 @@ func (h *handoff) effect() string {
 // done tells whether nothing more can come of the handoff at the time now (Unix seconds).
 func (h *handoff) done(now int64) bool {
 	switch h.status {
-	case statusAdmitted:
+	case statusAdmitted, statusHeld:
 		return now > h.deadline || now >= h.expires
-	case statusHeld:
-		return now >= h.expires
 	case statusClaimed:
 		return now >= h.expires
 	default:
@@ -151,12 +153,13 @@ func (h *handoff) done(now int64) bool {
 
 // resultRecord is a result that was accepted or is held.
 type resultRecord struct {
-	index  uint64 // of the entry that accepted it
-	body   uint64 // of the entry that it came with
-	token  string
-	effect string
-	claim  wire.ResultToken
-	labels []string
+	index     uint64 // of the entry that accepted it
+	body      uint64 // of the entry that it came with
+	token     string
+	effect    string
+	claim     wire.ResultToken
+	labels    []string
+	approvals []string
 }
 
 // grantState tells what may still be done with a grant.
@@ -250,6 +253,7 @@ func compact(chain []*grant) ([]string, error) {
 type heldRecord struct {
 	handoff *handoff
 	stage   string
+	entries []uint64 // that held it, and still do: the newest answers for all
 }
 
 // reasonExpired is the reason of a closing or revocation that only time brought about.
@@ -332,7 +336,7 @@ func (st *State) applyOpened(e *entry.Entry) error {
 	claims := link.Claims
 	s := &session{
 		id: e.Session, opener: o.Opener, principal: o.Principal, openedAt: claims.IssuedAt, expires: claims.ExpiresAt,
-		maxHops: o.MaxHops, budget: o.Budget,
+		maxHops: o.MaxHops, budget: o.Budget, input: o.Decision.Input,
 	}
 	s.root = &grant{
 		id: claims.ID, agent: o.Opener, session: s, link: link, token: func() (string, error) { return o.Root, nil },
@@ -431,7 +435,7 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 		h.reasons = d.Reasons
 		if d.Effect == wire.EffectHold {
 			st.setStatus(h, statusHeld)
-			st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageClaim}
+			st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageClaim, entries: []uint64{e.Index}}
 		} else {
 			st.setStatus(h, statusDenied)
 		}
@@ -458,10 +462,15 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 			id: e.Handoff, session: s, from: e.From, to: e.To, parent: parent, token: d.Offer, offer: k.offer, claim: *k.handoff,
 			decided: e.Index,
 		}
-		st.handoffs[h.id] = h
 		st.used[h.id] = e.Index
-		s.handoffs = append(s.handoffs, h)
 		s.decided++
+		if d.Effect == wire.EffectDeny {
+			s.denied++
+			s.refused = append(s.refused, h.id)
+			return nil // nothing can follow: a repeat is answered from the ledger
+		}
+		st.handoffs[h.id] = h
+		s.handoffs = append(s.handoffs, h)
 	}
 	h.granted, h.labels, h.expires, h.deadline = d.Granted, d.Labels, d.Expires, d.Deadline
 	h.maxDepth, h.reasons, h.newest = d.MaxDepth, d.Reasons, e.Index
@@ -472,12 +481,12 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 		}
 		s.admitted++
 		st.setStatus(h, statusAdmitted)
-		heap.Push(&st.expiries, expiry{at: min(h.deadline, h.expires), handoff: h})
+		heap.Push(&st.expiries, expiry{at: min(h.deadline+1, h.expires), handoff: h})
 	case wire.EffectHold:
 		parent.children = append(parent.children, h)
 		st.setStatus(h, statusHeld)
-		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageOffer}
-		heap.Push(&st.expiries, expiry{at: min(h.deadline, h.expires), handoff: h})
+		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageOffer, entries: []uint64{e.Index}}
+		heap.Push(&st.expiries, expiry{at: min(h.deadline+1, h.expires), handoff: h})
 	default:
 		s.denied++
 		st.setStatus(h, statusDenied)
@@ -491,27 +500,36 @@ func (st *State) applyApproved(e *entry.Entry, k known) error {
 		return fmt.Errorf("entry %d holds nothing", e.Approved.Of)
 	}
 	delete(st.held, e.Approved.Of)
-	h := rec.handoff
+	h, a := rec.handoff, e.Approved
 	h.newest = e.Index
-	if e.Approved.Approve {
-		h.approvals = append(h.approvals, e.Approved.By)
+	if a.Approve {
+		if rec.stage == entry.StageResult {
+			h.result.approvals = append(h.result.approvals, a.By)
+		} else {
+			h.approvals = append(h.approvals, a.By)
+		}
+	}
+	effect := wire.EffectDeny
+	if a.Decided != nil {
+		effect = a.Decided.Effect
 	}
 	switch {
-	case !e.Approved.Approve || e.Approved.Decided == nil || e.Approved.Decided.Effect == wire.EffectDeny:
-		if rec.stage == entry.StageResult {
-			h.result = nil
-			return nil
-		}
-		if e.Approved.Decided != nil {
-			h.reasons = e.Approved.Decided.Reasons
+	case effect == wire.EffectHold: // more people are asked
+		rec.entries = append(rec.entries, e.Index)
+		st.held[e.Index] = rec
+	case rec.stage == entry.StageResult && effect == wire.EffectAllow:
+		st.accept(h, e.Index, h.result)
+	case rec.stage == entry.StageResult:
+		h.result = nil
+	case effect != wire.EffectAllow:
+		if a.Decided != nil {
+			h.reasons = a.Decided.Reasons
 		}
 		st.setStatus(h, statusDenied)
 	case rec.stage == entry.StageOffer:
-		return st.applyDecided(e, e.Approved.Decided, k)
-	case rec.stage == entry.StageClaim:
+		return st.applyDecided(e, a.Decided, k)
+	default:
 		st.setStatus(h, statusAdmitted)
-	case rec.stage == entry.StageResult:
-		st.accept(h, e.Index, h.result)
 	}
 	return nil
 }
@@ -578,7 +596,7 @@ func (st *State) applyResult(e *entry.Entry) error {
 	}
 	h.result = &resultRecord{index: e.Index, body: e.Index, token: r.Token, effect: r.Effect, claim: claim, labels: r.Labels}
 	if r.Effect == wire.EffectHold {
-		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageResult}
+		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageResult, entries: []uint64{e.Index}}
 		return nil
 	}
 	st.accept(h, e.Index, h.result)
@@ -592,18 +610,21 @@ func (st *State) accept(h *handoff, index uint64, r *resultRecord) {
 	if r.claim.Status == wire.StatusFailed {
 		to = statusFailed
 	}
-	for _, c := range h.grant.children {
-		st.revokeHandoff(c)
-	}
-	st.end(h.grant)
 	target := h.answers()
+	var done *handoff
 	for t := h; t != nil; t = t.parent.handoff {
-		t.newest = index
-		t.result = r
+		for _, c := range t.grant.children {
+			if c != done {
+				st.revokeHandoff(c)
+			}
+		}
+		st.end(t.grant)
+		t.newest, t.result = index, r
 		st.setStatus(t, to)
 		if t == target {
 			break
 		}
+		done = t
 	}
 	if target != nil {
 		target.parent.labels = union(target.parent.labels, r.labels)
@@ -678,7 +699,7 @@ func (st *State) forget(s *session) {
 		delete(st.used, g.id)
 		st.retire(g, revoked)
 	}
-	for _, id := range s.results {
+	for _, id := range slices.Concat(s.results, s.refused, []string{s.id}) {
 		delete(st.used, id)
 	}
 	delete(st.sessions, s.id)
