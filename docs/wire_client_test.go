@@ -463,7 +463,7 @@ func captureWire(t *testing.T) map[string][]message {
 	id, offer = root.offer(researcher.name, "Find the numbers for April.", some)
 	offer.header["Handoff-Salt"] = []string{"short"}
 	planner.publish(offer)
-	seen["refused"] = planner.next("verdict", "")[1:]
+	seen["refused"] = planner.next("verdict", id)[1:]
 
 	// What the operator asks.
 	for name, q := range map[string]object{

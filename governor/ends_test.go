@@ -376,7 +376,6 @@ func TestApproval(t *testing.T) {
 decision := {"effect": "allow", "ceiling": {"fs.list": {}}} if count(input.approvals) > 0`)
 	w := newWorld(t, func(c *daemon.Config) { c.Bundle = hold })
 	a, b := w.agent("a"), w.agent("b")
-	op := w.operator()
 	root := a.session(readFiles())
 	o := root.offer(b.name, "work")
 	v := a.verdict(o.id)
@@ -388,7 +387,8 @@ decision := {"effect": "allow", "ceiling": {"fs.list": {}}} if count(input.appro
 	}
 	w.stop()
 	w.start()
-	a, b, op = w.agent("a"), w.agent("b"), w.operator()
+	a, b = w.agent("a"), w.agent("b")
+	op := w.operator()
 	if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *v.Entry, Approve: true}); out.Error != nil {
 		t.Fatal(out.Error)
 	}

@@ -115,12 +115,12 @@ func verdictMessage(to, session string, v wire.Verdict) wire.Outbound {
 }
 
 // refusalVerdict tells a sender that its message was not taken. An ID that is not one is not repeated.
-func refusalVerdict(to, session, id string, refusal *wire.Error) wire.Outbound {
+func refusalVerdict(to, session, id, result string, refusal *wire.Error) wire.Outbound {
 	if len(id) > 64 || strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' }) {
 		id = ""
 	}
 	return verdictMessage(to, session, wire.Verdict{
-		ID: id, Effect: wire.EffectDeny, Reasons: []wire.Reason{{Code: refusal.Code, Message: refusal.Message}},
+		ID: id, Result: result, Effect: wire.EffectDeny, Reasons: []wire.Reason{{Code: refusal.Code, Message: refusal.Message}},
 	})
 }
 

@@ -90,6 +90,12 @@ func (o *offer) deny(reasons ...wire.Reason) {
 // 2. verify: what can be known from the message, the parent grant and the clock. It sets refusal, or a denial, or
 // leaves the offer open for the policy.
 func (o *offer) verify() {
+	var p peeked
+	var unread error
+	if tokens := o.in.Header[wire.HeaderToken]; len(tokens) == 1 {
+		p, unread = peek(tokens[0])
+		o.id = p.ID // so that a refusal can say what it is about
+	}
 	head, refusal := readHeaders(o.in.Header, wire.HeaderToken, wire.HeaderSalt)
 	if refusal != nil {
 		o.refusal = refusal
@@ -98,7 +104,7 @@ func (o *offer) verify() {
 	o.token, o.always, o.trace = head.get(wire.HeaderToken), head.get(wire.HeaderVerdict) == "always", head.traceparent()
 	switch {
 	case len(o.token) > wire.MaxToken:
-		o.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 64 KiB; ask for fewer tools or constraints")
+		o.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 60 KiB; ask for fewer tools or constraints")
 		return
 	case len(o.in.Body) > wire.MaxBody:
 		o.refusal = wire.Refuse(wire.CodeTooLarge, "the task is larger than 1 MiB; hand on a reference to it instead")
@@ -109,12 +115,11 @@ func (o *offer) verify() {
 		o.refusal = wire.Refuse(wire.CodeSalt, "Handoff-Salt must be 32 random bytes as base64url without padding")
 		return
 	}
-	p, err := peek(o.token)
-	if err != nil {
-		o.refusal = wire.Refuse(wire.CodeToken, "the token cannot be read: "+err.Error())
+	if unread != nil {
+		o.refusal = wire.Refuse(wire.CodeToken, "the token cannot be read: "+unread.Error())
 		return
 	}
-	o.id, o.claim = p.ID, p.Claim
+	o.claim = p.Claim
 	if o.refusal = checkID(o.id); o.refusal != nil {
 		return
 	}
@@ -388,7 +393,10 @@ func (o *offer) again(b *batch, index uint64, inState bool) error {
 
 // refuse tells the sender, who alone is certain, and writes nothing: an unproved message must not grow the ledger.
 func (o *offer) refuse(b *batch) {
-	b.effects.inbox = append(b.effects.inbox, refusalVerdict(o.in.Sender, o.in.Session, o.id, o.refusal))
+	if o.refusal.Code == wire.CodeUnavailable {
+		return // it is tried again
+	}
+	b.effects.inbox = append(b.effects.inbox, refusalVerdict(o.in.Sender, o.in.Session, o.id, "", o.refusal))
 }
 
 // 8. settle: the message leaves the stream once its consequences are out.

@@ -91,6 +91,9 @@ func TestBadOffers(t *testing.T) {
 			root.seal(o)
 			o.header[wire.HeaderToken] = []string{o.token[:len(o.token)-9]}
 		}, wire.CodeToken, false},
+		{"token over 60 KiB", nil, func(o *offering) {
+			o.header[wire.HeaderToken] = []string{strings.Repeat("a", wire.MaxToken+1)}
+		}, wire.CodeTooLarge, false},
 		{"duplicate member", nil, resign(header, swap(`{`, `{"jti":"x",`)), wire.CodeToken, false},
 		{"trailing data", nil, resign(header, func(s string) string { return s + "{}" }), wire.CodeToken, false},
 		{"jti of the wrong type", nil, resign(header, swap(`"jti":"`, `"jti":1,"x":"`)), wire.CodeToken, false},
@@ -235,7 +238,7 @@ func TestOversizedToken(t *testing.T) {
 	a, b := w.agent("a"), w.agent("b")
 	root := a.session(readFiles())
 	o := root.draft(b.name, "work")
-	o.token = strings.Repeat("a", wire.MaxToken+1)
+	o.token = strings.Repeat("a", 64<<10)
 	root.seal(o)
 	ack, err := a.nc.RequestMsg(&nats.Msg{Subject: o.subject, Header: o.header, Data: o.body}, 10*time.Second)
 	if err != nil {

@@ -85,7 +85,7 @@ func (r *result) verify() {
 	var err error
 	switch {
 	case len(r.token) > wire.MaxToken:
-		r.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 64 KiB")
+		r.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 60 KiB")
 		return
 	case len(r.in.Body) > wire.MaxBody:
 		r.refusal = wire.Refuse(wire.CodeTooLarge, "the result is larger than 1 MiB; return a reference to it instead")
@@ -210,13 +210,15 @@ func (r *result) sequence(b *batch) error {
 			}
 			if len(r.facts.labels) > wire.MaxLabels {
 				r.refusal = wire.Refuse(wire.CodeTooLarge, "with what the grant carries these are more than 64 labels; declare fewer")
-				b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.refusal))
+				b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
 				return nil
 			}
 			return r.write(b, h)
 		}
 	}
-	b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.refusal))
+	if r.refusal.Code != wire.CodeUnavailable { // that one is tried again
+		b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
+	}
 	return nil
 }
 
@@ -249,7 +251,7 @@ func (r *result) again(b *batch) (bool, error) {
 	}
 	b.effects.receipt(e.From, r.claim.ID, index, e.Result.Effect)
 	b.effects.inbox = append(b.effects.inbox, verdictMessage(e.From, e.Session, wire.Verdict{
-		ID: e.Handoff, Effect: e.Result.Effect, Reasons: e.Result.Reasons, Entry: &index,
+		ID: e.Handoff, Result: r.claim.ID, Effect: e.Result.Effect, Reasons: e.Result.Reasons, Entry: &index,
 	}))
 	return true, nil
 }
@@ -311,7 +313,7 @@ func (r *result) write(b *batch, h *handoff) error {
 	}
 	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index, r.effect)
 	b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
-		ID: h.id, Effect: r.effect, Reasons: r.reasons, Entry: &e.Index,
+		ID: h.id, Result: r.claim.ID, Effect: r.effect, Reasons: r.reasons, Entry: &e.Index,
 	}))
 	return nil
 }
@@ -326,10 +328,12 @@ func (r *result) effects(b *batch, h *handoff) {
 
 // resultMessage carries a result to the sender of the handoff that it answers, or to the session's opener.
 func resultMessage(h *handoff, body []byte, trace string) wire.Outbound {
-	id, to := h.id, h.session.opener
-	if target := h.answers(); target != nil {
-		id, to = target.id, target.from
+	target := h.answers()
+	if target == nil { // only transfers lead here: it answers the first of them, which the opener sent
+		for target = h; target.parent.handoff != nil; target = target.parent.handoff {
+		}
 	}
+	id, to := target.id, target.from
 	out := envelope(to, h.to, id, h.session.id, wire.KindResult, h.result.index)
 	out.Header[wire.HeaderStatus] = []string{h.result.claim.Status}
 	if h.result.claim.ContentType != "" {

@@ -73,10 +73,19 @@ func (g *Governor) close(b *batch, s *session, by, reason string, index *uint64)
 	e := &entry.Entry{
 		Kind: entry.KindClosed, Session: s.id, From: s.opener, Grant: s.root.id, Closed: &entry.Closed{By: by, Reason: reason},
 	}
+	var open []*handoff
+	for _, h := range s.handoffs {
+		if openStatus(h.status) {
+			open = append(open, h)
+		}
+	}
 	if err := b.write(e, known{}, nil, nil); err != nil {
 		return err
 	}
 	b.effects.revoked = append(b.effects.revoked, revokedLink(s.root, wire.StateRevoked))
+	for _, h := range open { // whoever waits for a result need wait no longer
+		b.effects.inbox = append(b.effects.inbox, verdict(h))
+	}
 	if index != nil {
 		*index = e.Index
 	}

@@ -382,7 +382,14 @@ func (st *State) applyClosed(e *entry.Entry) error {
 	}
 	s.over = "closed"
 	if e.Closed.Reason == reasonExpired {
-		s.over = "expired"
+		s.over = reasonExpired
+	}
+	over := sessionOver(s)
+	for _, h := range s.handoffs {
+		if openStatus(h.status) {
+			h.newest = e.Index
+			h.reasons = append(slices.Clip(h.reasons), wire.Reason{Code: over.Code, Message: over.Message})
+		}
 	}
 	st.revokeBelow(s.root)
 	return nil

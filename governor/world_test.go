@@ -40,7 +40,6 @@ type world struct {
 	t   testing.TB
 	cfg daemon.Config
 	d   *daemon.Daemon
-	log *bytes.Buffer
 }
 
 func newWorld(t testing.TB, change ...func(*daemon.Config)) *world {

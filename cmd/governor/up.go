@@ -248,15 +248,15 @@ func announce(cmd *cobra.Command, dir string, e daemon.Endpoint, sockets []socke
 // reload puts the bundle of --policy in force as it is now. Whatever goes wrong, the one before stays.
 func (u *up) reload(ctx context.Context, log *slog.Logger, d *daemon.Daemon) {
 	if u.policy == "" {
-		log.Warn("SIGHUP: there is nothing to reload, since --policy names no bundle")
+		log.WarnContext(ctx, "SIGHUP: there is nothing to reload, since --policy names no bundle")
 		return
 	}
 	index, digest, err := u.activate(ctx, d)
 	if err != nil {
-		log.Error("THE BUNDLE WAS NOT RELOADED; the one before stays in force", "policy", u.policy, "err", err)
+		log.ErrorContext(ctx, "THE BUNDLE WAS NOT RELOADED; the one before stays in force", "policy", u.policy, "err", err)
 		return
 	}
-	log.Info("bundle reloaded", "policy", u.policy, "digest", digest, "entry", index)
+	log.InfoContext(ctx, "bundle reloaded", "policy", u.policy, "digest", digest, "entry", index)
 }
 
 func (u *up) activate(ctx context.Context, d *daemon.Daemon) (index uint64, digest string, err error) {

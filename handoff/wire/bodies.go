@@ -47,7 +47,7 @@ type OpenResponse struct {
 	GovernorJWK *aat.JWK `json:"governor_jwk,omitempty"`
 	ExpiresAt   int64    `json:"expires_at,omitzero"` // Unix seconds
 	Repeat      bool     `json:"repeat,omitzero"`
-	Entry       uint64   `json:"entry"`
+	Entry       uint64   `json:"entry,omitzero"`
 }
 
 // SessionRequest is the body of [SubjectSessionClose] and [SubjectSessionStatus].
@@ -69,7 +69,7 @@ type SessionStatus struct {
 	Handoffs  int       `json:"handoffs"`            // decided in it
 	Open      int       `json:"open"`                // admitted or claimed, without a result
 	Denied    int       `json:"denied"`
-	Entry     uint64    `json:"entry"` // the session's newest entry
+	Entry     uint64    `json:"entry,omitzero"` // the session's newest entry
 }
 
 // ClaimRequest is the body of [ClaimSubject].
@@ -103,7 +103,7 @@ type Claimed struct {
 	Labels      []string `json:"labels,omitempty"`
 	ContentType string   `json:"content_type,omitempty"`
 	Task        []byte   `json:"task,omitempty"` // base64
-	Entry       uint64   `json:"entry"`
+	Entry       uint64   `json:"entry,omitzero"`
 }
 
 // Receipts is the body of [SubjectReceipt]: the ledger holds these, whatever happens now.
@@ -123,6 +123,7 @@ type Receipt struct {
 // Verdict is the body of an inbox message of kind [KindVerdict].
 type Verdict struct {
 	ID      string    `json:"id"`
+	Result  string    `json:"result,omitempty"` // jti of the result token, where the verdict is about a result
 	Effect  string    `json:"effect"`
 	Reasons []Reason  `json:"reasons"`
 	Granted aat.Tools `json:"granted,omitempty"`

@@ -116,7 +116,7 @@ const (
 const (
 	MaxBody       = 1 << 20   // a task's or a result's bytes
 	MaxPayload    = 2 << 20   // a NATS message with its headers
-	MaxToken      = 64 << 10  // one link
+	MaxToken      = 60 << 10  // one link: JetStream allows 64 KiB for all headers of a message together
 	MaxChain      = 256 << 10 // all links of a chain together
 	SaltSize      = 32        // before base64url
 	MaxClaimIDs   = 64        // IDs in one claim request

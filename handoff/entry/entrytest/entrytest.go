@@ -468,7 +468,7 @@ func (l *Log) key() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(l.bytes(e
 
 func (l *Log) bytes(n int) []byte {
 	b := make([]byte, n)
-	reader{l.rand}.Read(b)
+	_, _ = reader{l.rand}.Read(b)
 	return b
 }
 
