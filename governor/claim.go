@@ -145,6 +145,7 @@ type claim struct {
 
 	handoff  *handoff
 	facts    offerFacts
+	question decisionInput
 	decision *entry.Decision
 	verdict  wire.Answer
 	reasons  []wire.Reason
@@ -159,19 +160,24 @@ func (c *claim) judge() {
 	st := c.g.state
 	st.mu.RLock()
 	h := st.handoffs[c.id]
-	if h == nil || h.to != c.agent || h.status == statusDenied {
+	if h == nil || h.to != c.agent || h.status != statusAdmitted && h.status != statusClaimed {
 		st.mu.RUnlock()
 		return // sequence says why
 	}
-	c.handoff = h
-	c.facts = claimFacts(c.g.cfg.Policy.Current(), h)
+	c.consider(c.g.cfg.Policy.Current(), h)
 	st.mu.RUnlock()
 	c.ask()
 }
 
+// consider reads everything that the policy is to be told, under the state's lock.
+func (c *claim) consider(judge Judge, h *handoff) {
+	c.handoff, c.facts = h, claimFacts(judge, h)
+	c.question = claimQuestion(c.facts, h, h.granted)
+}
+
+// ask needs no lock.
 func (c *claim) ask() {
-	h := c.handoff
-	c.decision, c.verdict, c.reasons = c.g.ask(c.ctx, c.facts.judge, "decision", claimQuestion(c.facts, h, h.granted))
+	c.decision, c.verdict, c.reasons = c.g.ask(c.ctx, c.facts.judge, "decision", c.question)
 }
 
 // claimFacts reads the facts of a claim from the state, which the caller has locked.
@@ -252,7 +258,7 @@ func (c *claim) sequence(b *batch) error {
 			}}
 			return nil
 		}
-		c.handoff, c.facts = h, facts
+		c.consider(b.judge, h)
 		b.unlocked(c.ask)
 	}
 	if c.verdict.Effect != wire.EffectAllow {

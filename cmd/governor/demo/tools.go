@@ -87,11 +87,13 @@ func (c *child) serveTools(ctx context.Context) error {
 		return err
 	}
 	err = server.ServeTLS(listener, "", "")
-	if ctx.Err() != nil {
-		<-watched
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	if err := <-watched; err != nil && !errors.Is(err, context.Canceled) {
+		c.log.Warn("the revocations stopped coming", "err", err)
+	}
+	return nil
 }
 
 // ServeHTTP runs a call that the guard has permitted.
