@@ -404,6 +404,7 @@ func (e *events) send(ev event) error {
 type stage struct {
 	out  io.Writer
 	seen map[string]bool // the troubles that were stopped
+	gap  bool            // an empty line is due before what comes next
 }
 
 func (s *stage) title(text string) {
@@ -413,6 +414,10 @@ func (s *stage) title(text string) {
 func (s *stage) stopped() int { return len(s.seen) }
 
 func (s *stage) show(e event) {
+	if s.gap && e.Kind != eventStopped {
+		fmt.Fprintln(s.out)
+	}
+	s.gap = e.Kind == eventStopped
 	switch e.Kind {
 	case eventTools:
 		fmt.Fprintf(s.out, "  %-12s owns the files; its guard listens at %s\n", e.Who, e.Text)
@@ -423,8 +428,5 @@ func (s *stage) show(e event) {
 	case eventStopped:
 		s.seen[e.Text] = true
 		fmt.Fprintf(s.out, "\n  ✗ %-10s %s\n    %-10s %s\n", e.Who, e.Text, "stopped:", e.More)
-		if len(s.seen) == troubles {
-			fmt.Fprintln(s.out)
-		}
 	}
 }

@@ -81,7 +81,8 @@ func TestTable(t *testing.T) {
 
 func TestToolTexts(t *testing.T) {
 	tools := aat.Tools{
-		"any": {},
+		"any":  {},
+		"many": {"n": aat.OneOf(1, 2, 3, 4, 5, 6, 7, 8, 9)},
 		"fs.read": {
 			"path": aat.OneOf("/a", "/b"), "mode": aat.Exact("r").AsOptional(), "size": aat.Range(aat.MoreThan("0"), aat.AtMost("10")),
 			"what": aat.Wildcard(), "tags": aat.Subset("x"), "not": aat.NotOneOf(1), "with": aat.Contains(true),
@@ -89,7 +90,8 @@ func TestToolTexts(t *testing.T) {
 	}
 	got := strings.Join(ToolTexts(tools), "\n")
 	want := `any
-fs.read(mode? = "r", not ∉ {1}, path ∈ {"/a", "/b"}, 0 < size ≤ 10, tags ⊆ {"x"}, what = *, with ⊇ {true})`
+fs.read(mode? = "r", not ∉ {1}, path ∈ {"/a", "/b"}, 0 < size ≤ 10, tags ⊆ {"x"}, what = *, with ⊇ {true})
+many(n ∈ {1, 2, 3, … 6 more})`
 	if got != want {
 		t.Errorf("wrote\n%s\nwant\n%s", got, want)
 	}

@@ -202,6 +202,9 @@ func ToolTexts(tools aat.Tools) []string {
 	return texts
 }
 
+// A set of more than maxShown values is shown by its first few; --json has them all.
+const maxShown, someShown = 8, 3
+
 // argumentsText is "" where any arguments will do.
 func argumentsText(args aat.Arguments) string {
 	if len(args) == 0 {
@@ -234,9 +237,12 @@ func constraintText(name string, c aat.Constraint) string {
 		return name + " " + text
 	}
 	set := func(values []rawJSON) string {
-		texts := make([]string, len(values))
-		for i, value := range values {
-			texts[i] = string(value)
+		texts := make([]string, 0, len(values))
+		for _, value := range values {
+			texts = append(texts, string(value))
+		}
+		if len(texts) > maxShown {
+			texts = append(texts[:someShown], fmt.Sprintf("… %d more", len(texts)-someShown))
 		}
 		return "{" + strings.Join(texts, ", ") + "}"
 	}
