@@ -74,7 +74,8 @@ func Tools(t aat.Tools) OfferOption { return offerOption(func(o *offer) { o.tool
 // this agent's. Default: the grant lives on, and the result comes back here.
 func Transfer() OfferOption { return offerOption(func(o *offer) { o.mode = wire.ModeTransfer }) }
 
-// Purpose is what the task is for, up to 4096 bytes. It is stored like a body; policy cannot read it.
+// Purpose is what the task is for, up to 4096 bytes. Policy cannot read it. It stands in the signed link and so in the
+// ledger, for ever: what must be deletable belongs into the task.
 func Purpose(p string) OfferOption { return offerOption(func(o *offer) { o.purpose = p }) }
 
 // Audience names the guards at which the receiver, and whoever it hands on to, may use the tools.

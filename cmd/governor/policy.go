@@ -51,6 +51,26 @@ bundle that does not compile changes nothing. See what it would change with "gov
 			Args:    cobra.NoArgs,
 			RunE:    func(cmd *cobra.Command, _ []string) error { return showPolicy(cmd) },
 		},
+		&cobra.Command{
+			Use:     "capabilities",
+			Short:   "Write what a bundle may call, as JSON for opa check and opa test --capabilities",
+			Example: "  governor policy capabilities > capabilities.json\n  opa check --capabilities capabilities.json ./policy",
+			Args:    cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				capabilities, err := policies.Capabilities()
+				if err != nil {
+					return err
+				}
+				return cli.For(cmd).Text(string(capabilities) + "\n")
+			},
+		},
+		&cobra.Command{
+			Use:     "schema",
+			Short:   "Write the JSON Schema of what policies are told",
+			Example: "  governor policy schema > input.schema.json",
+			Args:    cobra.NoArgs,
+			RunE:    func(cmd *cobra.Command, _ []string) error { return cli.For(cmd).Text(string(policies.InputSchema)) },
+		},
 	)
 	return cmd
 }
