@@ -91,7 +91,7 @@ func (c *child) serveTools(ctx context.Context) error {
 		return err
 	}
 	if err := <-watched; err != nil && !errors.Is(err, context.Canceled) {
-		c.log.Warn("the revocations stopped coming", "err", err)
+		c.log.WarnContext(ctx, "the revocations stopped coming", "err", err)
 	}
 	return nil
 }
