@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"slices"
 	"strconv"
 	"sync"
@@ -420,7 +421,13 @@ type serverLog struct {
 func (l serverLog) Noticef(f string, v ...any) { l.write(slog.LevelDebug, f, v) }
 func (l serverLog) Debugf(f string, v ...any)  { l.write(slog.LevelDebug, f, v) }
 func (l serverLog) Tracef(f string, v ...any)  { l.write(slog.LevelDebug, f, v) }
-func (l serverLog) Warnf(f string, v ...any)   { l.write(slog.LevelWarn, f, v) }
+func (l serverLog) Warnf(f string, v ...any) {
+	level := slog.LevelWarn
+	if strings.HasPrefix(f, "Clients that are not using") {
+		level = slog.LevelDebug // TLS first, and nothing else, is what we ask for
+	}
+	l.write(level, f, v)
+}
 func (l serverLog) Errorf(f string, v ...any)  { l.write(slog.LevelError, f, v) }
 func (l serverLog) Fatalf(f string, v ...any)  { l.write(slog.LevelError, f, v) }
 
