@@ -306,7 +306,7 @@ func afterApproval(b *batch, rec *heldRecord, body []byte) {
 	case rec.stage == entry.StageResult && h.result == nil:
 		b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
 			ID: h.id, Effect: wire.EffectDeny, Entry: &h.newest,
-			Reasons: []wire.Reason{{Code: wire.CodePolicyDenied, Message: "the result was not approved"}},
+			Reasons: []wire.Reason{{Code: wire.CodeApprovalDenied, Message: "a person was asked, and said no"}},
 		}))
 	case rec.stage == entry.StageResult:
 		b.effects.inbox = append(b.effects.inbox, resultMessage(h, body, ""))

@@ -529,6 +529,7 @@ func (st *State) applyApproved(e *entry.Entry, k known) error {
 	case rec.stage == entry.StageResult:
 		h.result = nil
 	case effect != wire.EffectAllow:
+		h.reasons = []wire.Reason{{Code: wire.CodeApprovalDenied, Message: "a person was asked, and said no"}}
 		if a.Decided != nil {
 			h.reasons = a.Decided.Reasons
 		}

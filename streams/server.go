@@ -11,9 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -428,8 +428,8 @@ func (l serverLog) Warnf(f string, v ...any) {
 	}
 	l.write(level, f, v)
 }
-func (l serverLog) Errorf(f string, v ...any)  { l.write(slog.LevelError, f, v) }
-func (l serverLog) Fatalf(f string, v ...any)  { l.write(slog.LevelError, f, v) }
+func (l serverLog) Errorf(f string, v ...any) { l.write(slog.LevelError, f, v) }
+func (l serverLog) Fatalf(f string, v ...any) { l.write(slog.LevelError, f, v) }
 
 func (l serverLog) write(level slog.Level, format string, args []any) {
 	if l.log.Enabled(l.ctx, level) {

@@ -47,7 +47,7 @@ type session struct {
 // hop is one task passing from one agent to another.
 type hop struct {
 	ID       string        `json:"id"`
-	State    string        `json:"state"` // held | denied | admitted | claimed | completed | failed | expired | revoked
+	State    string        `json:"state"` // held | denied | admitted | claimed | transferred | completed | failed | expired | revoked
 	From     string        `json:"from"`
 	To       string        `json:"to"`
 	Mode     string        `json:"mode"`
@@ -293,6 +293,9 @@ func (h *hop) claimed(s *session, e *entry.Entry, at time.Time) error {
 	})
 	h.State, h.Granted, h.Labels, h.Expires = "claimed", link.Tools, e.Claimed.Labels, time.Unix(link.ExpiresAt, 0)
 	s.grants[link.ID] = h
+	if by := s.grants[e.Claimed.Ends]; by != nil {
+		by.State = "transferred" // what comes of it is the new holder's
+	}
 	return nil
 }
 

@@ -88,7 +88,8 @@ func initPolicy(cmd *cobra.Command, dir string) error {
 	if out.JSON {
 		return out.Value(map[string]string{"directory": dir})
 	}
-	return out.Text("the default bundle is in " + dir + "\nedit its data.json, then: governor policy test " + dir + "\n")
+	return out.Text("the default bundle is in " + dir + "\nedit its data.json, see what that changes, and put it in force:\n  governor replay --policy " + dir + "\n  governor policy activate " + dir +
+		"\nits tests are for the data it came with: change them with it (governor policy test " + dir + ")\n")
 }
 
 func testPolicy(cmd *cobra.Command, dir string) error {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/handoff"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -206,6 +207,9 @@ command that has written it has taken it from the inbox.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if timeout < 0 {
 				return cli.Usagef("--timeout cannot be negative")
+			}
+			if !profile.IsID(args[0]) {
+				return cli.Usagef("%q is no handoff's ID, which handoff offer prints", args[0])
 			}
 			return as(cmd, func(ctx context.Context, a *agent) error {
 				ctx, cancel := limited(ctx, timeout)

@@ -54,6 +54,7 @@ const (
 	// Policy.
 	CodePolicyDenied    Code = "policy_denied"    // the reasons say which rule
 	CodePolicyHeld      Code = "policy_held"      // a person must approve
+	CodeApprovalDenied  Code = "approval_denied"  // a person was asked, and said no
 	CodePolicyError     Code = "policy_error"     // the policy failed; the operator's log says how
 	CodePolicyTimeout   Code = "policy_timeout"   // the policy took too long
 	CodePolicyUndefined Code = "policy_undefined" // the policy has no answer for this input

@@ -68,7 +68,7 @@ func decided(code wire.Code) bool {
 	case wire.CodeMalformed, wire.CodeTooLarge, wire.CodeHeaderRepeated, wire.CodeHeaderMissing, wire.CodeContentType,
 		wire.CodeSalt, wire.CodeSubjectMismatch, wire.CodeFederation, wire.CodeTaskHash, wire.CodeQuarantineUnknown,
 		wire.CodeID, wire.CodeIDTime, wire.CodeIDConflict, wire.CodeToken, wire.CodeProof, wire.CodeKey, wire.CodeKeyBound,
-		wire.CodeGovernorKey, wire.CodeUnknownAgent, wire.CodeExpired, wire.CodeClock,
+		wire.CodeGovernorKey, wire.CodeExpired, wire.CodeClock,
 		wire.CodeSessionUnknown, wire.CodeSessionClosed, wire.CodeSessionExpired, wire.CodeNotYours, wire.CodeParentUnknown,
 		wire.CodeParentNotYours, wire.CodeParentEnded, wire.CodeParentRevoked, wire.CodeTransferOpen,
 		wire.CodeHandoffUnknown, wire.CodeNotAdmitted, wire.CodeAlreadyClaimed, wire.CodeSuperseded,
@@ -142,7 +142,7 @@ func report(cmd *cobra.Command, program string, err error) {
 			text.WriteString("\n  " + ReasonText(r))
 		}
 	} else {
-		text.WriteString(err.Error())
+		text.WriteString(strings.TrimPrefix(err.Error(), "handoff: ")) // as our package begins its errors
 	}
 	if _, usage := errors.AsType[*usageError](err); usage {
 		fmt.Fprintf(&text, "\nrun \"%s --help\" for what can be typed", cmd.CommandPath())
