@@ -195,6 +195,7 @@ func claimFacts(judge Judge, h *handoff) offerFacts {
 // 3. sequence. Exactly one process holds a task: the first to claim it, or the one that takes over once the lease has
 // run out.
 func (c *claim) sequence(b *batch) error {
+	c.granted, c.outcome = nil, wire.Claimed{} // this may run again, where its batch fails
 	h := b.st.handoffs[c.id]
 	refuse := func(code wire.Code, message string) error {
 		c.outcome = wire.Claimed{ID: c.id, Error: wire.Refuse(code, message)}
@@ -217,6 +218,8 @@ func (c *claim) sequence(b *batch) error {
 		h.leased = b.now + wire.Lease*1000
 		c.grant(h, true)
 		return nil
+	case h.status == statusClaimed && h.result != nil && h.grant.key != print:
+		return refuse(wire.CodeNotAdmitted, "the task's result waits for approval")
 	case h.status == statusClaimed && now >= h.grant.expires:
 		return refuse(wire.CodeExpired, "the grant for this task has expired")
 	case h.status == statusClaimed && b.now < h.leased:

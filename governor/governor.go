@@ -57,6 +57,10 @@ type Governor struct {
 	ready     chan struct{} // closed once requests and offers are served
 	stopped   chan struct{} // closed when nothing will be settled any more
 
+	owed struct {
+		sync.Mutex
+		messages []wire.Outbound
+	}
 	quarantine struct {
 		sync.Mutex
 		counts map[quarantineKey]int
@@ -229,6 +233,7 @@ func (g *Governor) keepTime(ctx context.Context) {
 		if err := g.do(ctx, g.passTime); err != nil && ctx.Err() == nil {
 			g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
 		}
+		g.payOwed(ctx)
 		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
 			g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
 		}
@@ -246,8 +251,17 @@ func (g *Governor) passTime(b *batch) error {
 	g.quarantine.Lock()
 	var counts map[quarantineKey]int
 	if b.now-g.quarantine.told >= quarantineEvery.Milliseconds() {
+		told := g.quarantine.told
 		counts, g.quarantine.told = g.quarantine.counts, b.now
 		g.quarantine.counts = map[quarantineKey]int{}
+		b.undo = append(b.undo, func() {
+			g.quarantine.Lock()
+			defer g.quarantine.Unlock()
+			g.quarantine.told = told
+			for key, n := range counts {
+				g.quarantine.counts[key] += n
+			}
+		})
 	}
 	g.quarantine.Unlock()
 	for key, n := range counts {

@@ -55,6 +55,7 @@ func (g *Governor) flushLive(ctx context.Context) error {
 	changes := map[string][]byte{}
 	err := g.do(ctx, func(b *batch) error {
 		watermark = b.st.next
+		clear(changes) // this may run again, where its batch fails
 		for key := range b.st.touched {
 			changes[key] = b.st.liveValue(key)
 		}
@@ -84,11 +85,18 @@ func (g *Governor) rebuild(ctx context.Context) error {
 	if err := fresh.replay(ctx, g.cfg.Log, g.cfg.Now().Unix()); err != nil {
 		return err
 	}
+	// Renewals are not on record. After a failed commit they are still in memory; after a start every process gets its
+	// time in full.
 	lease := g.cfg.Now().UnixMilli() + wire.Lease*1000
-	for _, h := range fresh.handoffs { // renewals are not on record: every process gets its time in full
-		if h.status == statusClaimed {
-			h.leased = max(h.leased, lease)
+	for id, h := range fresh.handoffs {
+		if h.status != statusClaimed {
+			continue
 		}
+		until := lease
+		if old := g.state.handoffs[id]; old != nil && old.status == statusClaimed {
+			until = old.leased
+		}
+		h.leased = max(h.leased, until)
 	}
 	g.state.replace(fresh)
 	return nil

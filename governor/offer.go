@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -113,6 +114,10 @@ func (o *offer) verify() {
 	var err error
 	if o.salt, err = wire.ParseSalt(head.get(wire.HeaderSalt)); err != nil {
 		o.refusal = wire.Refuse(wire.CodeSalt, "Handoff-Salt must be 32 random bytes as base64url without padding")
+		return
+	}
+	if !utf8.ValidString(o.in.To) { // and so no entry could hold it
+		o.refusal = wire.Refuse(wire.CodeUnknownAgent, "the subject names no agent")
 		return
 	}
 	if unread != nil {
@@ -237,6 +242,9 @@ func (o *offer) sequence(b *batch) error {
 		return nil
 	}
 	o.parent = parent
+	if parent.putOff == o.id {
+		parent.putOff = ""
+	}
 	if o.judged() {
 		if reason := o.mutable(b, s, parent); reason != nil {
 			o.deny(*reason)
@@ -244,6 +252,7 @@ func (o *offer) sequence(b *batch) error {
 		} else if now := factsOf(b.judge, parent, o.claim); !now.equal(o.facts) {
 			if b.judging > maxJudging {
 				o.later = true
+				parent.putOff, parent.putOffUntil = o.id, b.now+putOffFor.Milliseconds()
 				return nil
 			}
 			o.facts = now // a result came in, the budget ran out or another bundle is in force: decide again
@@ -409,6 +418,9 @@ func (o *offer) settle(err error) {
 		o.g.logOffer(o.ctx, o)
 	}
 }
+
+// putOffFor is how long a result waits for an offer of its own task that was put off.
+const putOffFor = 2 * time.Minute
 
 // errLater has a message delivered again: what it depends on was being written in the same batch.
 var errLater = errors.New("it is looked at again once the batch is durable")

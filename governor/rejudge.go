@@ -7,7 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -22,6 +25,7 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 		g.log.ErrorContext(ctx, "a bundle does not compile; the one before stays in force", "by", by, "err", err)
 		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+err.Error())
 	}
+	bundle = judge.Bytes() // what is in force, and no other spelling of it
 	early := g.prejudge(ctx, judge)
 	err = g.do(ctx, func(b *batch) error {
 		before := b.judge
@@ -54,7 +58,29 @@ type judgement struct {
 	reasons  []wire.Reason
 }
 
-// prejudge asks about every live grant before the bundle's turn comes, in parallel and out of everybody's way.
+// stillAllowed tells whether what is held would be granted now, all of it.
+func stillAllowed(j judgement, held aat.Tools) (effect string, reasons []wire.Reason) {
+	if j.answer.Effect != wire.EffectAllow {
+		return j.answer.Effect, j.reasons
+	}
+	granted, dropped := meet(held, j.answer.Ceiling)
+	if granted.Equal(held) {
+		return wire.EffectAllow, nil
+	}
+	reasons = slices.Clone(j.reasons)
+	for _, d := range dropped {
+		reasons = append(reasons, droppedReason(d))
+	}
+	return wire.EffectDeny, append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "it holds more than the policy now allows"})
+}
+
+// judgeSession asks again what was asked when a session was opened.
+func (g *Governor) judgeSession(ctx context.Context, judge Judge, input jsontext.Value) judgement {
+	decision, answer, reasons := g.ask(ctx, judge, "session", input)
+	return judgement{decision: decision, answer: answer, reasons: reasons}
+}
+
+// prejudge asks about every session and every live grant before the bundle's turn comes, in parallel and out of everybody's way.
 func (g *Governor) prejudge(ctx context.Context, judge Judge) map[string]judgement {
 	type question struct {
 		id    string
@@ -67,14 +93,19 @@ func (g *Governor) prejudge(ctx context.Context, judge Judge) map[string]judgeme
 		facts := claimFacts(judge, gr.handoff)
 		questions = append(questions, question{gr.id, facts, claimQuestion(facts, gr.handoff, gr.link.Claims.Tools)})
 	}
+	sessions := g.state.opened()
 	g.state.mu.RUnlock()
 	answers := parallel(questions, func(q question) judgement {
 		decision, answer, reasons := g.ask(ctx, judge, "decision", q.input)
 		return judgement{q.facts, decision, answer, reasons}
 	})
-	out := make(map[string]judgement, len(questions))
+	roots := parallel(sessions, func(s *session) judgement { return g.judgeSession(ctx, judge, s.input) })
+	out := make(map[string]judgement, len(questions)+len(sessions))
 	for i, q := range questions {
 		out[q.id] = answers[i]
+	}
+	for i, s := range sessions { // a root's jti is its session's ID, and no claim's
+		out[s.id] = roots[i]
 	}
 	return out
 }
@@ -107,13 +138,17 @@ func (st *State) opened() []*session {
 // fact has changed since.
 func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judgement) error {
 	for _, s := range b.st.opened() {
-		decision, answer, reasons := g.ask(ctx, b.judge, "session", s.input)
-		if answer.Effect == wire.EffectAllow {
+		j, ok := early[s.id]
+		if !ok { // opened since
+			b.unlocked(func() { j = g.judgeSession(ctx, b.judge, s.input) })
+		}
+		effect, reasons := stillAllowed(j, s.root.link.Claims.Tools)
+		if effect == wire.EffectAllow {
 			continue
 		}
 		err := b.write(&entry.Entry{
 			Kind: entry.KindRejudged, Session: s.id, From: s.opener, Grant: s.root.id,
-			Rejudged: &entry.Rejudged{Effect: answer.Effect, Reasons: reasons, Decision: *decision},
+			Rejudged: &entry.Rejudged{Effect: effect, Reasons: reasons, Decision: *j.decision},
 		}, known{}, nil, nil)
 		if err != nil {
 			return err
@@ -130,26 +165,19 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 		held := gr.link.Claims.Tools
 		j, ok := early[gr.id]
 		if facts := claimFacts(b.judge, h); !ok || !facts.equal(j.facts) {
-			decision, answer, reasons := g.ask(ctx, b.judge, "decision", claimQuestion(facts, h, held))
-			j = judgement{facts, decision, answer, reasons}
+			question := claimQuestion(facts, h, held)
+			b.unlocked(func() {
+				decision, answer, reasons := g.ask(ctx, b.judge, "decision", question)
+				j = judgement{facts, decision, answer, reasons}
+			})
 		}
-		decision, answer, reasons := j.decision, j.answer, j.reasons
-		effect := answer.Effect
-		if effect == wire.EffectAllow {
-			if granted, dropped := meet(held, answer.Ceiling); !granted.Equal(held) {
-				effect = wire.EffectDeny
-				for _, d := range dropped {
-					reasons = append(reasons, droppedReason(d))
-				}
-				reasons = append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the grant holds more than the policy now allows"})
-			}
-		}
+		effect, reasons := stillAllowed(j, held)
 		if effect == wire.EffectAllow {
 			continue
 		}
 		err := b.write(&entry.Entry{
 			Kind: entry.KindRejudged, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: gr.id,
-			Rejudged: &entry.Rejudged{Effect: effect, Reasons: reasons, Decision: *decision},
+			Rejudged: &entry.Rejudged{Effect: effect, Reasons: reasons, Decision: *j.decision},
 		}, known{}, nil, nil)
 		if err != nil {
 			return err
@@ -209,6 +237,9 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 	}
 	return index, effect, refusal
 }
+
+// notApproved is the reason that a person's no gives.
+var notApproved = wire.Reason{Code: wire.CodeApprovalDenied, Message: "a person was asked, and said no"}
 
 // waiting finds what an entry holds, also where an approval since has not been enough.
 func (st *State) waiting(of uint64) (newest uint64, rec *heldRecord) {
@@ -306,7 +337,7 @@ func afterApproval(b *batch, rec *heldRecord, body []byte) {
 	case rec.stage == entry.StageResult && h.result == nil:
 		b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
 			ID: h.id, Effect: wire.EffectDeny, Entry: &h.newest,
-			Reasons: []wire.Reason{{Code: wire.CodeApprovalDenied, Message: "a person was asked, and said no"}},
+			Reasons: []wire.Reason{notApproved},
 		}))
 	case rec.stage == entry.StageResult:
 		b.effects.inbox = append(b.effects.inbox, resultMessage(h, body, ""))

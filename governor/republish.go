@@ -57,7 +57,11 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 		if err != nil {
 			return err
 		}
-		if e.Time < newest-lossWindow.Milliseconds() || e.Handoff == "" {
+		if e.Time < newest-lossWindow.Milliseconds() {
+			continue
+		}
+		if e.Kind == entry.KindClosed {
+			out = append(out, g.closedVerdicts(e)...)
 			continue
 		}
 		message, ok, err := g.lostMessage(e)
@@ -71,6 +75,23 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 		}
 	}
 	return flush(0)
+}
+
+// closedVerdicts are those that a closing led to, as long as its session is in memory.
+func (g *Governor) closedVerdicts(e *entry.Entry) []wire.Outbound {
+	g.state.mu.RLock()
+	defer g.state.mu.RUnlock()
+	s := g.state.sessions[e.Session]
+	if s == nil {
+		return nil
+	}
+	var out []wire.Outbound
+	for _, h := range s.handoffs {
+		if h.newest == e.Index {
+			out = append(out, verdict(h))
+		}
+	}
+	return out
 }
 
 // lostMessage is the verdict or result that an entry led to, as long as its session is in memory.

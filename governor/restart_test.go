@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -40,4 +41,55 @@ func TestRestartPublishesAgain(t *testing.T) {
 	b2.key = b.key
 	lives(t, held{a: &agent{w: w, t: t, name: a2.name, key: a.key, nc: a2.nc, js: a2.js, receipts: a2.receipts, inbox: a2.inbox},
 		links: root.links, governor: root.governor, session: root.session}, b2)
+}
+
+// A ledger whose last entry is a late offer under a session that is long over can be read.
+func TestRestartAfterALateOffer(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles(), func(r *wire.OpenRequest) { r.TTL = 300 })
+	var status wire.SessionStatus
+	a.ask(wire.SubjectSessionClose, a.prove(wire.SessionRequest{Session: root.session}), &status)
+	late := root.offer(b.name, "too late")
+	if v := a.verdict(late.id); firstCode(v) != wire.CodeSessionClosed {
+		t.Fatalf("the verdict is %+v", v)
+	}
+	w.stop()
+	clock.advance(time.Hour)
+	w.start()
+	if h := w.operator().operate(wire.VerbHealth, wire.OperatorRequest{}); h.Health == nil || h.Health.Sessions != 0 {
+		t.Errorf("the governor says %+v", h)
+	}
+}
+
+// A subject that is no name sets aside its own message, and nobody else's.
+func TestSubjectThatIsNoText(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	o := root.offer(b.name, "work", func(o *offering) { o.subject = wire.OfferSubject(root.session, "\xff\xfe") })
+	if v := a.verdict(o.id); firstCode(v) != wire.CodeUnknownAgent || v.Entry != nil {
+		t.Errorf("the verdict is %+v", v)
+	}
+	lives(t, root, b)
+}
+
+// A bundle that leaves a session's opener less than its root holds ends the session.
+func TestRootAboveTheCeiling(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	less := policyOf(t, `session := {"effect": "allow", "ceiling": {"fs.list": {}}}
+
+decision := {"effect": "allow"}
+
+result := {"effect": "allow"}`)
+	if out := w.operator().operate(wire.VerbBundleActivate, wire.OperatorRequest{Bundle: less.Bytes()}); out.Error != nil {
+		t.Fatal(out.Error)
+	}
+	if !dead(w.feed(), root) {
+		t.Error("the root still opens every guard")
+	}
+	lives(t, a.session(readFiles()), b)
 }

@@ -200,6 +200,10 @@ func (r *result) sequence(b *batch) error {
 				r.effects(b, h)
 				return nil
 			}
+			if h.grant.putOff != "" && b.now < h.grant.putOffUntil {
+				r.later = true // it must not overtake its own task's offers
+				return nil
+			}
 			if facts := r.g.resultFacts(b.judge, h, r.claim.Labels); !r.facts.equal(facts) {
 				if b.judging > maxJudging {
 					r.later = true
@@ -249,9 +253,13 @@ func (r *result) again(b *batch) (bool, error) {
 	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
 		return false, nil
 	}
-	b.effects.receipt(e.From, r.claim.ID, index, e.Result.Effect)
+	effect, reasons := e.Result.Effect, e.Result.Reasons
+	if effect == wire.EffectHold { // and is held no more
+		effect, reasons = wire.EffectDeny, []wire.Reason{notApproved}
+	}
+	b.effects.receipt(e.From, r.claim.ID, index, effect)
 	b.effects.inbox = append(b.effects.inbox, verdictMessage(e.From, e.Session, wire.Verdict{
-		ID: e.Handoff, Result: r.claim.ID, Effect: e.Result.Effect, Reasons: e.Result.Reasons, Entry: &index,
+		ID: e.Handoff, Result: r.claim.ID, Effect: effect, Reasons: reasons, Entry: &index,
 	}))
 	return true, nil
 }

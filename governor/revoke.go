@@ -48,6 +48,15 @@ func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (inde
 
 // revokeEntry writes the end of a grant, or of a handoff without one.
 func revokeEntry(b *batch, target *grant, h *handoff, by, reason string, index *uint64) error {
+	if target != nil && len(grantsBelow(target)) > maxNamed { // in pieces, from below
+		for _, c := range target.children {
+			if c.grant != nil && c.status == statusClaimed {
+				if err := revokeEntry(b, c.grant, c, by, reason, nil); err != nil {
+					return err
+				}
+			}
+		}
+	}
 	e := &entry.Entry{
 		Kind: entry.KindRevoked, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to,
 		Revoked: &entry.Revoked{By: by, Reason: reason, Grants: []string{}},
@@ -121,16 +130,24 @@ func (g *Governor) expire(b *batch) error {
 	return nil
 }
 
-// grantsBelow lists the grant and all that were handed on from it and are not over.
+// grantsBelow lists the grant, and all that were handed on from it and are live.
 func grantsBelow(g *grant) []string {
 	ids := []string{g.id}
 	for _, h := range g.children {
-		if h.grant != nil && h.grant.state != revoked {
-			ids = append(ids, grantsBelow(h.grant)...)
+		if h.grant == nil || h.grant.state == revoked {
+			continue
 		}
+		below := grantsBelow(h.grant)
+		if h.grant.state == ended {
+			below = below[1:]
+		}
+		ids = append(ids, below...)
 	}
 	return ids
 }
+
+// maxNamed is how many grants one entry names, so that it stays well below entry.MaxSize.
+const maxNamed = 20_000
 
 // endedLinks are what an accepted result ends: the grant that made it and those that transfers led through, as leaves, and
 // what else was handed on from them, whole, also where a transfer has ended it already.
@@ -213,12 +230,12 @@ const feedPage = 4096
 func (f *feed) revoke(links []wire.RevokedLink) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, l := range links { // before any is published: a snapshot must have them all
+		f.keep(l)
+	}
 	for len(links) > 0 {
 		page := links[:min(len(links), feedPage)]
 		links = links[len(page):]
-		for _, l := range page {
-			f.keep(l)
-		}
 		if err := f.send(page); err != nil {
 			return err
 		}

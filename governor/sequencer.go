@@ -151,7 +151,7 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 			g.decide(ctx, []proposal{p}, out)
 		}
 		return
-	} else if alone {
+	} else if alone && len(members) == 1 {
 		err = fmt.Errorf("%w: %w", errPoison, err)
 	}
 	for _, p := range members {
@@ -237,6 +237,7 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 		}
 		if ok {
 			b.undelivered(some, undelivered)
+			g.owe(b, some)
 			g.log.WarnContext(ctx, "some inbox messages could not be stored", "messages", len(some.Failed), "err", err)
 		}
 	}
@@ -246,6 +247,45 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 		}
 	}
 	return func(i int) error { return undelivered[i] }
+}
+
+// owe keeps what nobody would ask for again: the messages that an approval, a revocation or the passing of time leads to.
+// Offers and results stay in their stream until they are through.
+func (g *Governor) owe(b *batch, e *wire.UndeliveredError) {
+	g.owed.Lock()
+	defer g.owed.Unlock()
+	for i := range e.Failed {
+		if _, ok := b.members[b.effects.owner[i]].(*step); ok && len(g.owed.messages) < maxOwed {
+			g.owed.messages = append(g.owed.messages, b.effects.inbox[i])
+		}
+	}
+}
+
+// maxOwed bounds them; a start publishes again what is beyond it, for as long as lossWindow.
+const maxOwed = 1000
+
+// payOwed tries again, with each heartbeat.
+func (g *Governor) payOwed(ctx context.Context) {
+	g.owed.Lock()
+	messages := g.owed.messages
+	g.owed.messages = nil
+	g.owed.Unlock()
+	if len(messages) == 0 {
+		return
+	}
+	err := g.cfg.Bus.Deliver(ctx, messages)
+	if err == nil {
+		return
+	}
+	some, ok := errors.AsType[*wire.UndeliveredError](err)
+	g.owed.Lock()
+	defer g.owed.Unlock()
+	for i, m := range messages {
+		if ok && some.Failed[i] == nil {
+			continue
+		}
+		g.owed.messages = append(g.owed.messages, m)
+	}
 }
 
 // undelivered finds the members that must try again. A verdict for an agent that lets its own inbox run full is lost to

@@ -77,6 +77,7 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 		},
 	}
 	err = g.do(ctx, func(b *batch) error { // 4. sequence, record
+		refusal = nil // this may run again, where its batch fails
 		if b.used(request.ID) {
 			refusal = wire.Refuse(wire.CodeUnavailable, "the same session is being opened at this moment; ask again")
 			return nil

@@ -187,6 +187,10 @@ type grant struct {
 	hops     int   // handoffs between the root and this
 	newest   uint64
 	children []*handoff // admitted or held under it
+
+	// Not of the ledger: an offer that was put off for a moment, so that the grant's result waits for it.
+	putOff      string // its ID
+	putOffUntil int64  // Unix milliseconds: by then it has come again, or will not
 }
 
 // usable tells why the grant may not act as a leaf or parent at the time now (Unix seconds), or nil.
@@ -451,6 +455,9 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 	s := st.sessions[e.Session]
 	parent := st.byID[e.Grant]
 	if s == nil || parent == nil {
+		if d.Effect == wire.EffectDeny {
+			return nil // its session is over, and by now forgotten: nothing follows
+		}
 		return fmt.Errorf("no session %s or grant %s", e.Session, e.Grant)
 	}
 	h := st.handoffs[e.Handoff]
@@ -525,6 +532,7 @@ func (st *State) applyApproved(e *entry.Entry, k known) error {
 		rec.entries = append(rec.entries, e.Index)
 		st.held[e.Index] = rec
 	case rec.stage == entry.StageResult && effect == wire.EffectAllow:
+		h.result.labels = union(h.result.labels, a.Decided.Labels)
 		st.accept(h, e.Index, h.result)
 	case rec.stage == entry.StageResult:
 		h.result = nil

@@ -478,6 +478,11 @@ func (s *step) approved(in *session, a *Approved) error {
 	case effect == wire.EffectHold:
 		s.held[s.e.Index] = waiting
 	case waiting.stage == StageResult && effect == wire.EffectAllow:
+		if h.result != nil { // what counts is counted again, under the bundle in force
+			result := *h.result
+			result.Labels = union(result.Labels, a.Decided.Labels)
+			h.result = &result
+		}
 		return s.accept(in, h)
 	case waiting.stage == StageResult:
 		h.result = nil
@@ -830,9 +835,9 @@ func (h *handoff) name() string {
 // pending tells whether a result of h may still come.
 func (h *handoff) pending(now int64) bool {
 	switch h.state {
-	case isAdmitted:
+	case isAdmitted, isHeld:
 		return now <= h.deadline && now < h.expires
-	case isHeld, isClaimed:
+	case isClaimed:
 		return now < h.expires
 	}
 	return false

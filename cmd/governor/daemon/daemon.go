@@ -156,7 +156,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.governor, err = governor.New(ctx, governor.Config{
-		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store}, Issuer: root, Keys: governorKeys,
+		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
 		Now: cfg.Now, Logger: cfg.Logger,
 	})
@@ -369,13 +369,19 @@ func LoadEndpoint(dir string) (Endpoint, error) {
 }
 
 // policy is the governor's view of the policy store.
-type policy struct{ store *policies.Store }
+type policy struct {
+	store *policies.Store
+	home  string // trust domain, which every bundle is told: the same after a restart
+}
 
 func (p policy) Current() governor.Judge { return judge{p.store.Current()} }
 
 func (p policy) Compile(raw []byte) (governor.Judge, error) {
 	bundle, err := policies.Parse(raw)
 	if err != nil {
+		return nil, err
+	}
+	if bundle, err = bundle.WithData("/home", p.home); err != nil {
 		return nil, err
 	}
 	snapshot, err := p.store.Prepare(bundle)
