@@ -93,3 +93,24 @@ result := {"effect": "allow"}`)
 	}
 	lives(t, a.session(readFiles()), b)
 }
+
+// A clock that falls back stops decisions, not the governor: what comes meanwhile waits, and is decided when the clock is
+// right again.
+func TestClockThatFallsBack(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b := w.agent("a"), w.agent("b")
+	clock.advance(2 * time.Minute)
+	root := a.session(readFiles())
+	o := root.draft(b.name, "work")
+	root.seal(o)
+	clock.advance(-time.Minute)
+	request := a.openRequest(readFiles())
+	if out := a.open(request); out.Error == nil || out.Error.Code != wire.CodeUnavailable {
+		t.Errorf("a session was opened by a clock that is a minute behind the ledger: %+v", out.Error)
+	}
+	a.publish(o)
+	clock.advance(time.Minute)
+	a.receipt(o.id)
+	b.claim(root.session, o.id)
+}

@@ -268,7 +268,7 @@ func (a *agent) prove(request any) []byte {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	now := time.Now().Unix()
+	now := a.w.now()
 	proof, err := jws.SignJSON(wire.TypeSession, wire.SessionProof{
 		ID: newID(a.t), IssuedAt: now, Expires: now + 60, Audience: a.w.d.Endpoint.Governor, Subject: a.name, RequestHash: hash,
 	}, a.key)
@@ -474,7 +474,7 @@ func (a *agent) verdict(id string) wire.Verdict {
 
 func (a *agent) claimRequest(session string, ids []string, change ...func(*wire.ClaimProof)) wire.ClaimRequest {
 	a.t.Helper()
-	now := time.Now().Unix()
+	now := a.w.now()
 	proof := wire.ClaimProof{
 		ID: newID(a.t), IssuedAt: now, Expires: now + 60, Audience: a.w.d.Endpoint.Governor, Subject: a.name, IDs: ids,
 	}
