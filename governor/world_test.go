@@ -429,7 +429,7 @@ func (a *agent) publish(o *offering) {
 // receipt waits for the receipt of an ID.
 func (a *agent) receipt(id string) uint64 {
 	a.t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(45 * time.Second)
 	for {
 		select {
 		case r := <-a.receipts:
@@ -445,7 +445,7 @@ func (a *agent) receipt(id string) uint64 {
 // next waits for an inbox message of a kind about an ID, and acks everything it sees.
 func (a *agent) next(kind, id string) jetstream.Msg {
 	a.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(45 * time.Second); time.Now().Before(deadline); {
 		m, err := a.inbox.Next(jetstream.FetchMaxWait(time.Second))
 		if err != nil {
 			continue

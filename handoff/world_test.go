@@ -125,7 +125,7 @@ func (w *world) agent(short string, change ...func(*handoff.Config)) *handoff.Cl
 }
 
 // ctx is long enough for anything but a hang.
-func (w *world) ctx() context.Context { return within(w.t, 20*time.Second) }
+func (w *world) ctx() context.Context { return within(w.t, 90*time.Second) }
 
 func within(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)

@@ -200,6 +200,9 @@ func (s *session) add(e *entry.Entry) error {
 	if e.Decided != nil && e.Decided.Stage == entry.StageOffer {
 		return s.offered(e, at)
 	}
+	if e.Kind == entry.KindRejudged && e.Handoff == "" {
+		return nil // of the session itself, which the next entry closes
+	}
 	h := s.handoffs[e.Handoff]
 	if h == nil {
 		return fmt.Errorf("entry %d: there is no offer of handoff %s before it: run \"governor chain verify\"", e.Index, e.Handoff)
