@@ -12,6 +12,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 	"github.com/handoff-governor/handoff-governor/policies"
 )
@@ -466,4 +467,38 @@ func TestNoTakeOverAfterTransfer(t *testing.T) {
 	if m := a.next(wire.KindResult, first.handoff); string(m.Data()) != "done" {
 		t.Errorf("the result is %q", m.Data())
 	}
+}
+
+// A session that policy does not let open is on record, with the reasons, and stays denied under its ID.
+func TestDeniedSession(t *testing.T) {
+	w := newWorld(t, func(c *daemon.Config) {
+		c.Bundle = policyOf(t, `session := {"effect": "deny", "reasons": [{"code": "closed_today", "message": "come back tomorrow"}]}
+
+decision := {"effect": "allow"}
+
+result := {"effect": "allow"}`)
+	})
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	request := a.openRequest(readFiles())
+	first := a.open(request)
+	if first.Error == nil || first.Error.Code != wire.CodePolicyDenied || len(first.Reasons) != 1 || first.Chain != nil {
+		t.Fatalf("answered with %+v", first)
+	}
+	e := w.entryAt(op, first.Entry)
+	if e.Decided == nil || e.Decided.Stage != entry.StageSession || e.Session != request.ID || e.From != a.name || e.Decided.Decision == nil {
+		t.Errorf("the record says %+v", e)
+	}
+	good := bundle(t, `decision := {"effect": "allow"}`)
+	if out := op.operate(wire.VerbBundleActivate, wire.OperatorRequest{Bundle: good.Bytes()}); out.Error != nil {
+		t.Fatal(out.Error)
+	}
+	if again := a.open(request); again.Error == nil || again.Entry != first.Entry || again.Chain != nil {
+		t.Errorf("asked again: %+v", again)
+	}
+	stolen := b.openRequest(readFiles())
+	stolen.ID = request.ID
+	if out := b.open(stolen); out.Error == nil || out.Error.Code != wire.CodeIDConflict {
+		t.Errorf("another agent with the same ID: %+v", out.Error)
+	}
+	lives(t, a.session(readFiles()), b)
 }

@@ -38,18 +38,15 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 		Tools: request.Tools, Labels: nonNil(request.Labels), TTL: request.TTL, MaxHops: request.MaxHops, Budget: request.Budget,
 	})
 	if answer.Effect != wire.EffectAllow {
-		code := wire.CodePolicyDenied
-		if answer.Effect == wire.EffectHold {
-			code = wire.CodePolicyHeld
-		}
-		return wire.OpenResponse{Error: wire.Refuse(code, "the policy does not let this session open; the reasons say why"), Reasons: reasons}
+		return g.denySession(ctx, r.Sender, request.ID, answer.Effect, decision, reasons)
 	}
 	granted, dropped := meet(request.Tools, answer.Ceiling)
 	for _, d := range dropped {
 		reasons = append(reasons, droppedReason(d))
 	}
 	if len(granted) == 0 && len(request.Tools) > 0 {
-		return wire.OpenResponse{Error: wire.Refuse(wire.CodeCeiling, "the policy's ceiling leaves none of the tools"), Reasons: reasons}
+		reasons = append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
+		return g.denySession(ctx, r.Sender, request.ID, wire.EffectDeny, decision, reasons)
 	}
 	terms := RootTerms{Tools: granted, IssuedAt: g.cfg.Now().Unix(), MaxDepth: 2 * request.MaxHops}
 	terms.Expires = terms.IssuedAt + int64(request.TTL)
@@ -107,6 +104,44 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	return g.opened(root, terms.Expires, e.Index, false, reasons) // 5. only now is there a session
 }
 
+// denySession records that a session was not opened, and answers so.
+func (g *Governor) denySession(
+	ctx context.Context, opener, id, effect string, decision *entry.Decision, reasons []wire.Reason,
+) (out wire.OpenResponse) {
+	e := &entry.Entry{
+		Kind: entry.KindDecided, Session: id, From: opener,
+		Decided: &entry.Decided{Stage: entry.StageSession, Effect: effect, Reasons: reasons, Decision: decision},
+	}
+	err := g.do(ctx, func(b *batch) error {
+		out = wire.OpenResponse{}
+		if b.used(id) || b.judge.Digest() != decision.Bundle {
+			out.Error = wire.Refuse(wire.CodeUnavailable, "the policy has just changed, or the same is being asked; ask again")
+			return nil
+		}
+		if err := b.write(e, known{}, []string{id}, nil); err != nil {
+			return err
+		}
+		out = deniedSession(e)
+		return nil
+	})
+	if err != nil {
+		return wire.OpenResponse{Error: unavailable(err)}
+	}
+	return out
+}
+
+// deniedSession is the answer to whoever asked for it, now or again.
+func deniedSession(e *entry.Entry) wire.OpenResponse {
+	code := wire.CodePolicyDenied
+	if e.Decided.Effect == wire.EffectHold {
+		code = wire.CodePolicyHeld
+	}
+	return wire.OpenResponse{
+		Error:   wire.Refuse(code, "the policy does not let this session open; the reasons say why"),
+		Reasons: e.Decided.Reasons, Entry: e.Index,
+	}
+}
+
 // opened is the answer that hands the root over.
 func (g *Governor) opened(root string, expires int64, index uint64, repeat bool, reasons []wire.Reason) wire.OpenResponse {
 	_, governor := g.cfg.Keys.current()
@@ -122,6 +157,17 @@ func (g *Governor) openAgain(ctx context.Context, opener string, request wire.Op
 	var index uint64
 	err := g.do(ctx, func(b *batch) error {
 		s := b.st.sessions[request.ID]
+		if s == nil {
+			e, err := g.usedBy(request.ID)
+			if err != nil {
+				out.Error = unavailable(err)
+				return nil
+			}
+			if e.Decided != nil && e.Decided.Stage == entry.StageSession && e.From == opener {
+				out = deniedSession(e)
+				return nil
+			}
+		}
 		switch {
 		case s == nil || s.opener != opener || s.root.key != request.JWK.Thumbprint():
 			out.Error = wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")
@@ -143,6 +189,18 @@ func (g *Governor) openAgain(ctx context.Context, opener string, request wire.Op
 		return wire.OpenResponse{Error: unavailable(err)}
 	}
 	return g.opened(token, root.expires, index, true, nil)
+}
+
+// usedBy reads the entry that used an ID up. One whose batch could not be written is in no entry.
+func (g *Governor) usedBy(id string) (*entry.Entry, error) {
+	index, found, err := g.cfg.Log.Lookup(id)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, errLater
+	}
+	return g.entry(index)
 }
 
 // MaxTTL is the longest a session may be asked for, in seconds: a day.

@@ -434,6 +434,9 @@ func (st *State) setStatus(h *handoff, to status) {
 func openStatus(s status) bool { return s == statusAdmitted || s == statusClaimed || s == statusHeld }
 
 func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
+	if d.Stage == entry.StageSession {
+		return nil // nothing follows: whoever asks again is answered from the ledger
+	}
 	if d.Stage == entry.StageClaim {
 		h := st.handoffs[e.Handoff]
 		if h == nil {

@@ -149,7 +149,7 @@ func readSessions(r record) ([]*session, error) {
 			return nil, err
 		}
 		switch s := byID[e.Session]; {
-		case e.Kind == entry.KindSession:
+		case e.Kind == entry.KindSession, e.Decided != nil && e.Decided.Stage == entry.StageSession:
 			if s, err = beginSession(e); err != nil {
 				return nil, err
 			}
@@ -169,6 +169,13 @@ func readSessions(r record) ([]*session, error) {
 }
 
 func beginSession(e *entry.Entry) (*session, error) {
+	if d := e.Decided; d != nil && d.Stage == entry.StageSession {
+		at := time.UnixMilli(e.Time)
+		return &session{
+			ID: e.Session, State: "denied", Opener: e.From, Opened: at, Expires: at, Closed: at, ClosedBy: "policy",
+			Reason: codes(d.Reasons), Entry: e.Index, Newest: e.Index, Entries: 1, grants: map[string]*hop{}, handoffs: map[string]*hop{},
+		}, nil
+	}
 	if e.Opened == nil {
 		return nil, fmt.Errorf("entry %d: session %s does not begin with its opening: run \"governor chain verify\"",
 			e.Index, e.Session)

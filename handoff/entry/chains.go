@@ -309,14 +309,27 @@ func (s *step) opened(o *Opened) error {
 	return nil
 }
 
+// sessionDecided reads that a session was not opened: its ID is used up, and nothing follows.
+func (s *step) sessionDecided(d *Decided) error {
+	if d.Effect != wire.EffectDeny && d.Effect != wire.EffectHold {
+		return s.bad("decided.effect", "must be deny or hold; a session that opens is recorded as such")
+	}
+	if err := s.use("session", s.e.Session); err != nil {
+		return err
+	}
+	return s.optional("decided.decision", d.Decision, d.Effect)
+}
+
 // decided reads the judgement of an offer, or of a claim that was not granted.
 func (s *step) decided(d *Decided) error {
 	in := s.open[s.e.Session]
 	switch {
 	case d.Stage == StageClaim:
 		return s.claimDecided(in, d)
+	case d.Stage == StageSession:
+		return s.sessionDecided(d)
 	case d.Stage != StageOffer:
-		return s.bad("decided.stage", "must be offer or claim")
+		return s.bad("decided.stage", "must be session, offer or claim")
 	case !slices.Contains([]string{wire.EffectAllow, wire.EffectDeny, wire.EffectHold}, d.Effect):
 		return s.bad("decided.effect", "must be allow, deny or hold")
 	}

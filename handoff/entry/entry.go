@@ -26,7 +26,7 @@ type Kind string
 const (
 	KindSession     Kind = "session_opened"
 	KindClosed      Kind = "session_closed"
-	KindDecided     Kind = "decided"  // an offer, or a claim that was not granted
+	KindDecided     Kind = "decided"  // an offer, or a claim or a session that was not granted
 	KindApproved    Kind = "approved" // a person's answer to a held decision
 	KindClaimed     Kind = "claimed"
 	KindResult      Kind = "result"
@@ -104,14 +104,15 @@ type Closed struct {
 	Reason string `json:"reason"` // closed | expired | what the operator gave
 }
 
-// Stages of a handoff at which it is judged.
+// Stages at which a session or a handoff is judged.
 const (
-	StageOffer  = "offer"
-	StageClaim  = "claim"
-	StageResult = "result"
+	StageSession = "session" // only what was not allowed; a session that opens has an entry of its own
+	StageOffer   = "offer"
+	StageClaim   = "claim"
+	StageResult  = "result"
 )
 
-// Decided records the judgement of an offer, or of a claim that was denied or held.
+// Decided records the judgement of an offer, or of a claim or a session that was denied or held.
 type Decided struct {
 	Stage    string        `json:"stage"`
 	Offer    string        `json:"offer,omitempty"` // the offer link, compact; absent at the claim stage
