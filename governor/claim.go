@@ -117,8 +117,11 @@ func (g *Governor) holderKey(jwk aat.JWK) (ed25519.PublicKey, *wire.Error) {
 // checkProof checks what all our proofs have in common. A proof may be used again by the same agent for the same thing:
 // what it asks for is answered as a repeat.
 func (g *Governor) checkProof(id string, issued, expires int64, audience, subject, sender string) *wire.Error {
-	now := g.cfg.Now().Unix()
-	skew := int64(maxClockBehind / time.Second)
+	reading, refusal := g.reading()
+	if refusal != nil {
+		return refusal
+	}
+	now, skew := reading.Unix(), int64(maxClockBehind/time.Second)
 	switch {
 	case id == "" || len(id) > 128:
 		return wire.Refuse(wire.CodeProof, "the proof needs a jti")

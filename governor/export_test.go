@@ -8,6 +8,52 @@ import (
 	"strings"
 )
 
+// Gather keeps the sequencer waiting, from when it returns, so that n offers, results or claims meet in one batch, behind
+// as many requests of other kinds. The function it returns waits until all have been looked at, calls then, and lets them
+// have their turn.
+func (g *Governor) Gather(n, requests int) (meet func(then func())) {
+	if requests > 0 {
+		requests++ // the governor's own, for the passing of time; there is never more than one
+	}
+	holding, gathered, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	wait := &step{done: make(chan error, 1), run: func(b *batch) error {
+		b.unlocked(func() { // and so others can go on looking
+			close(holding)
+			var first, all []proposal
+			for len(all) < n || len(first) < requests {
+				for _, p := range <-g.proposals {
+					if _, ok := p.(*step); ok {
+						first = append(first, p)
+					} else {
+						all = append(all, p)
+					}
+				}
+			}
+			close(gathered)
+			<-release
+			all = append(first, all...)
+			for {
+				select {
+				case g.proposals <- all:
+					return
+				case more := <-g.proposals: // it is full
+					all = append(all, more...)
+				}
+			}
+		})
+		return nil
+	}}
+	g.proposals <- []proposal{wait}
+	<-holding
+	return func(then func()) {
+		<-gathered
+		if then != nil {
+			then()
+		}
+		close(release)
+	}
+}
+
 // DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
 func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
 	st := newState(g.cfg.Keys, g.verifier, g.profile)

@@ -32,11 +32,16 @@ func signedOnce(link *aat.Link, signer ed25519.PrivateKey) func() (string, error
 	})
 }
 
+// verifierAt is v with its clock stopped, so that one reading decides about everything.
+func verifierAt(v *aat.Verifier, at time.Time) *aat.Verifier {
+	stopped := *v
+	stopped.Now = func() time.Time { return at }
+	return &stopped
+}
+
 // restoreRoot verifies a root again, at the time its entry was written (Unix milliseconds).
 func (st *State) restoreRoot(compact string, at int64) (*profile.Link, error) {
-	v := *st.verifier
-	v.Now = func() time.Time { return time.UnixMilli(at) }
-	root, err := v.Root(compact)
+	root, err := verifierAt(st.verifier, time.UnixMilli(at)).Root(compact)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,7 @@ type offer struct {
 
 	// From verify. An offer that cannot be trusted to be the sender's, or new, is refused: a verdict without an entry.
 	// One that can is decided, for better or worse.
+	read    time.Time // the clock that verify went by
 	id      string
 	token   string
 	salt    []byte
@@ -103,6 +104,9 @@ func (o *offer) verify() {
 		return
 	}
 	o.token, o.always, o.trace = head.get(wire.HeaderToken), head.get(wire.HeaderVerdict) == "always", head.traceparent()
+	if o.read, o.refusal = o.g.reading(); o.refusal != nil {
+		return
+	}
 	switch {
 	case len(o.token) > wire.MaxToken:
 		o.refusal = wire.Refuse(wire.CodeTooLarge, "the token is larger than 60 KiB; ask for fewer tools or constraints")
@@ -135,13 +139,13 @@ func (o *offer) verify() {
 		o.repeat = true
 		return
 	}
-	if o.refusal = o.g.checkIDTime(o.id); o.refusal != nil {
+	if o.refusal = checkIDTime(o.id, o.read); o.refusal != nil {
 		return
 	}
 	if o.parent, o.refusal = o.g.findParent(o.in.Sender, o.in.Session, p.ParentHash); o.refusal != nil {
 		return
 	}
-	verified, err := o.g.verifier.Child(o.parent.link.Link, o.token)
+	verified, err := verifierAt(o.g.verifier, o.read).Child(o.parent.link.Link, o.token)
 	if err != nil {
 		reason, signed := childReason(err)
 		if !signed {
@@ -227,6 +231,9 @@ func (o *offer) attenuate() {
 
 // 5. sequence: every fact that may have changed since, against the state as it is at this offer's turn.
 func (o *offer) sequence(b *batch) error {
+	if o.later = b.disagrees(o.read); o.later {
+		return nil
+	}
 	if o.refusal != nil {
 		o.refuse(b)
 		return nil
@@ -463,12 +470,12 @@ func checkID(id string) *wire.Error {
 }
 
 // checkIDTime keeps unseen IDs near the clock, so that the index of all IDs ever seen grows at its right edge only.
-func (g *Governor) checkIDTime(id string) *wire.Error {
+func checkIDTime(id string, now time.Time) *wire.Error {
 	u, err := uuid.Parse(id)
 	if err != nil {
 		return wire.Refuse(wire.CodeID, "an ID is a UUIDv7 in lower case with hyphens")
 	}
-	if off := idTime(u).Sub(g.cfg.Now()).Abs(); off > wire.IDWindow*time.Second {
+	if off := idTime(u).Sub(now).Abs(); off > wire.IDWindow*time.Second {
 		return wire.Refuse(wire.CodeIDTime, "the time in this ID is more than ten minutes from the governor's clock; make a new ID")
 	}
 	return nil

@@ -109,8 +109,31 @@ func TestClockThatFallsBack(t *testing.T) {
 	if out := a.open(request); out.Error == nil || out.Error.Code != wire.CodeUnavailable {
 		t.Errorf("a session was opened by a clock that is a minute behind the ledger: %+v", out.Error)
 	}
-	a.publish(o)
 	clock.advance(time.Minute)
+	meet := w.d.Governor().Gather(1, 0)
+	clock.advance(-time.Minute)
+	a.publishOnly(o)
+	meet(func() { clock.advance(time.Minute) }) // right again, after the offer was looked at by the wrong one
+	a.receipt(o.id)
+	grant, _ := b.claim(root.session, o.id)
+	b.receipt(grant.result("done"))
+}
+
+// What was looked at while the clock was hours ahead is looked at again by the one that is right: it has not expired.
+func TestClockThatWasAhead(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	o := root.draft(b.name, "work")
+	root.seal(o)
+	meet := w.d.Governor().Gather(2, 0)
+	clock.advance(3 * time.Hour)
+	a.publishOnly(o)
+	done := grant.result("done")
+	meet(func() { clock.advance(-3 * time.Hour) })
 	a.receipt(o.id)
 	b.claim(root.session, o.id)
+	b.receipt(done)
 }

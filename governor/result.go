@@ -3,6 +3,7 @@ package governor
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
@@ -27,7 +28,8 @@ type result struct {
 	ctx context.Context
 	in  wire.Inbound
 
-	id      string // of the handoff
+	read    time.Time // the clock that verify went by
+	id      string    // of the handoff
 	token   string
 	salt    []byte
 	trace   string
@@ -82,6 +84,9 @@ func (r *result) verify() {
 		return
 	}
 	r.token, r.trace = head.get(wire.HeaderToken), head.traceparent()
+	if r.read, r.refusal = r.g.reading(); r.refusal != nil {
+		return
+	}
 	var err error
 	switch {
 	case len(r.token) > wire.MaxToken:
@@ -124,7 +129,7 @@ func (r *result) verify() {
 	if r.repeat, err = r.g.used(r.claim.ID); err != nil {
 		r.refusal = wire.Refuse(wire.CodeUnavailable, "the ledger cannot be read; send the same again later")
 	} else if !r.repeat {
-		r.refusal = r.g.checkIDTime(r.claim.ID)
+		r.refusal = checkIDTime(r.claim.ID, r.read)
 	}
 }
 
@@ -190,6 +195,9 @@ func resultQuestion(h *handoff, f resultFacts, claim wire.ResultToken) resultInp
 
 // sequence: the first valid result wins.
 func (r *result) sequence(b *batch) error {
+	if r.later = b.disagrees(r.read); r.later {
+		return nil
+	}
 	if r.refusal == nil {
 		h := b.st.handoffs[r.id]
 		if again, err := r.again(b); again || err != nil {

@@ -193,6 +193,28 @@ func (g *Governor) order(members []proposal) (*batch, error) {
 // maxClockBehind is how far the clock may fall back before the governor stops deciding: as much as tokens allow for skew.
 const maxClockBehind = 30 * time.Second
 
+// reading is the clock for what is looked at before its turn: never behind the newest entry, and refused where it would
+// be far behind. What seems expired or not yet valid by a wrong clock must not be denied for good.
+func (g *Governor) reading() (time.Time, *wire.Error) {
+	now := g.cfg.Now()
+	g.state.mu.RLock()
+	newest := time.UnixMilli(g.state.clock)
+	g.state.mu.RUnlock()
+	switch behind := newest.Sub(now); {
+	case behind > maxClockBehind:
+		return now, wire.Refuse(wire.CodeUnavailable, "the governor's clock has fallen behind; send the same again later")
+	case behind > 0:
+		return newest, nil
+	}
+	return now, nil
+}
+
+// disagrees tells whether an earlier reading of the clock is so far from the batch's that what went by it must be looked
+// at again: the clock was set meanwhile, or the message has waited for long. The zero time is no reading.
+func (b *batch) disagrees(earlier time.Time) bool {
+	return !earlier.IsZero() && time.UnixMilli(b.now).Sub(earlier).Abs() > maxClockBehind
+}
+
 // record makes the batch durable with one fsync.
 func (g *Governor) record(ctx context.Context, b *batch) error {
 	if len(b.records) == 0 {

@@ -29,7 +29,11 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	} else if used {
 		return g.openAgain(ctx, r.Sender, request)
 	}
-	if refusal := g.checkIDTime(request.ID); refusal != nil {
+	now, refusal := g.reading()
+	if refusal == nil {
+		refusal = checkIDTime(request.ID, now)
+	}
+	if refusal != nil {
 		return wire.OpenResponse{Error: refusal}
 	}
 	judge := g.cfg.Policy.Current()
@@ -48,7 +52,7 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 		reasons = append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
 		return g.denySession(ctx, r.Sender, request.ID, wire.EffectDeny, decision, reasons)
 	}
-	terms := RootTerms{Tools: granted, IssuedAt: g.cfg.Now().Unix(), MaxDepth: 2 * request.MaxHops}
+	terms := RootTerms{Tools: granted, IssuedAt: now.Unix(), MaxDepth: 2 * request.MaxHops}
 	terms.Expires = terms.IssuedAt + int64(request.TTL)
 	if answer.TTL > 0 {
 		terms.Expires = min(terms.Expires, terms.IssuedAt+int64(answer.TTL))
@@ -60,7 +64,7 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	if err != nil {
 		return wire.OpenResponse{Error: asRefusal(err)}
 	}
-	if _, err := g.verifier.Root(root); err != nil {
+	if _, err := verifierAt(g.verifier, now).Root(root); err != nil {
 		g.log.ErrorContext(ctx, "the issuer signed a root that does not verify", "err", err)
 		return wire.OpenResponse{Error: wire.Refuse(wire.CodeUnavailable, "the issuer's answer does not verify; tell the operator")}
 	}
