@@ -168,6 +168,9 @@ const entriesPage = wire.MaxPayload / 2
 // entries is a page of the ledger as it is, from an index on.
 func (g *Governor) entries(q wire.OperatorRequest) any {
 	out := wire.OperatorResponse{Entries: []jsontext.Value{}}
+	if q.Session != "" {
+		return g.sessionEntries(q)
+	}
 	size := 0
 	last := g.cfg.Log.Size()
 	for i := q.From; i < last && size < entriesPage; i++ {
@@ -181,6 +184,34 @@ func (g *Governor) entries(q wire.OperatorRequest) any {
 		out.Entries = append(out.Entries, encoded)
 	}
 	out.Size = last
+	return out
+}
+
+// sessionEntries is a page of one session's entries, newest first: its cost is that of the session, not of the ledger.
+func (g *Governor) sessionEntries(q wire.OperatorRequest) any {
+	if refusal := checkID(q.Session); refusal != nil {
+		return refused(refusal)
+	}
+	walk := g.cfg.Log.Session(q.Session)
+	if q.From > 0 {
+		walk = g.cfg.Log.SessionFrom(q.Session, q.From)
+	}
+	out := wire.OperatorResponse{Entries: []jsontext.Value{}, Size: g.cfg.Log.Size()}
+	size := 0
+	for encoded, err := range walk {
+		if err != nil {
+			return refused(unavailable(err))
+		}
+		if size += len(encoded); size > entriesPage && len(out.Entries) > 0 {
+			e, err := entry.Decode(encoded)
+			if err != nil {
+				return refused(unavailable(err))
+			}
+			out.Next = e.Index
+			break
+		}
+		out.Entries = append(out.Entries, encoded)
+	}
 	return out
 }
 

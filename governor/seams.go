@@ -34,9 +34,11 @@ type Log interface {
 	Append(ctx context.Context, next uint64, batch []ledger.Record) error
 	Size() uint64
 	Entry(index uint64) ([]byte, error)
-	// Entries yields the entries from an index on; Session those of one session, newest first.
+	// Entries yields the entries from an index on; Session those of one session, newest first; SessionFrom those from one
+	// of them back.
 	Entries(from uint64) iter.Seq2[[]byte, error]
 	Session(id string) iter.Seq2[[]byte, error]
+	SessionFrom(id string, index uint64) iter.Seq2[[]byte, error]
 	// PutLive stores changes to a cache of the governor's own making, nil for what is gone, as of the first watermark
 	// entries. Live returns it.
 	PutLive(watermark uint64, changes map[string][]byte) error

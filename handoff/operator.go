@@ -109,6 +109,28 @@ func (o *Operator) Entries(ctx context.Context, from uint64) iter.Seq2[[]byte, e
 	}
 }
 
+// Session yields the encoded entries of one session, newest first, and nothing for one that the ledger does not know.
+func (o *Operator) Session(ctx context.Context, id string) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		q := wire.OperatorRequest{Session: id}
+		for {
+			page, err := o.ask(ctx, wire.VerbChainEntries, q)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, encoded := range page.Entries {
+				if !yield(encoded, nil) {
+					return
+				}
+			}
+			if q.From = page.Next; q.From == 0 {
+				return
+			}
+		}
+	}
+}
+
 // Checkpoint returns the ledger's newest signed checkpoint.
 func (o *Operator) Checkpoint(ctx context.Context) ([]byte, error) {
 	a, err := o.ask(ctx, wire.VerbCheckpoint, wire.OperatorRequest{})

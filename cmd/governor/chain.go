@@ -115,7 +115,7 @@ func (p *place) showChain(out *cli.Output, s *session) error {
 	return (&tree{p, out}).draw(s)
 }
 
-// showEntries writes the chain of a session from the entries of a ledger.
+// showEntries writes the chain of a session from its entries, newest first.
 func showEntries(w io.Writer, id string, entries iter.Seq2[[]byte, error]) error {
 	s, err := readSession(entries, id)
 	if err != nil {

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"iter"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
@@ -89,36 +90,31 @@ type event struct {
 	Entry  uint64    `json:"entry"`
 }
 
-// readSession reads one session with its tree from all entries of a ledger.
+// readSession reads one session with its tree from its entries, newest first.
 func readSession(entries iter.Seq2[[]byte, error], id string) (*session, error) {
-	var found *session
-	name := []byte(`"` + id + `"`)
+	var chain []*entry.Entry
 	for encoded, err := range entries {
 		if err != nil {
 			return nil, err
-		}
-		if !bytes.Contains(encoded, name) { // decoding costs far more
-			continue
 		}
 		e, err := entry.Decode(encoded)
 		if err != nil {
 			return nil, err
 		}
-		if e.Session != id {
-			continue
-		}
-		if found == nil {
-			if found, err = beginSession(e); err != nil {
-				return nil, err
-			}
-			continue
-		}
+		chain = append(chain, e)
+	}
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("the ledger has no session %s: \"governor chain list\" shows those it has", id)
+	}
+	first := len(chain) - 1
+	found, err := beginSession(chain[first])
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range slices.Backward(chain[:first]) {
 		if err := found.add(e); err != nil {
 			return nil, err
 		}
-	}
-	if found == nil {
-		return nil, fmt.Errorf("the ledger has no session %s: \"governor chain list\" shows those it has", id)
 	}
 	found.settle(time.Now())
 	return found, nil
@@ -126,7 +122,10 @@ func readSession(entries iter.Seq2[[]byte, error], id string) (*session, error) 
 
 // sessionOf reads one session from a record, with its objective where that is still kept.
 func sessionOf(r record, id string) (*session, error) {
-	s, err := readSession(r.Entries(0), id)
+	if u, err := uuid.Parse(id); err != nil || u.String() != id {
+		return nil, cli.Usagef("%q is no session's ID: \"governor chain list\" shows those that there are", id)
+	}
+	s, err := readSession(r.Session(id), id)
 	if err != nil {
 		return nil, err
 	}

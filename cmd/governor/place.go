@@ -36,6 +36,7 @@ const (
 type record interface {
 	entry.Source
 	entry.BodySource
+	Session(id string) iter.Seq2[[]byte, error] // its entries, newest first
 	Bundle(digest string) ([]byte, error)
 	Close() error
 }
@@ -140,6 +141,10 @@ func (r *remote) Checkpoint() ([]byte, error) {
 
 func (r *remote) Entries(from uint64) iter.Seq2[[]byte, error] {
 	return r.operator.Entries(r.ctx, from)
+}
+
+func (r *remote) Session(id string) iter.Seq2[[]byte, error] {
+	return r.operator.Session(r.ctx, id)
 }
 
 func (r *remote) Body(index uint64) (salt, data []byte, err error) {

@@ -74,6 +74,7 @@ var (
 	metaLog        = []byte("log")
 	metaCheckpoint = []byte("checkpoint")
 	metaWatermark  = []byte("watermark")
+	metaBundle     = []byte("bundle") // digest of the newest that an entry put in force
 )
 
 // Config of a ledger.
@@ -396,8 +397,13 @@ func putBatch(tx *bbolt.Tx, tree *tree, next uint64, batch []prepared) error {
 				return err
 			}
 		}
-		if b := p.Bundle; b != nil && bundles.Get([]byte(b.Digest)) == nil {
-			if err := bundles.Put([]byte(b.Digest), b.Bytes); err != nil {
+		if b := p.Bundle; b != nil {
+			if bundles.Get([]byte(b.Digest)) == nil {
+				if err := bundles.Put([]byte(b.Digest), b.Bytes); err != nil {
+					return err
+				}
+			}
+			if err := tx.Bucket(bucketMeta).Put(metaBundle, []byte(b.Digest)); err != nil {
 				return err
 			}
 		}

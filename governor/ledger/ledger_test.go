@@ -124,6 +124,7 @@ type tb interface {
 func compare(t tb, l *ledger.Ledger, log *entrytest.Log) {
 	t.Helper()
 	sessions := map[string][][]byte{}
+	var newest []byte
 	i := 0
 	for encoded, err := range l.Entries(0) {
 		if err != nil {
@@ -147,6 +148,7 @@ func compare(t tb, l *ledger.Ledger, log *entrytest.Log) {
 			if b, err := l.Bundle(item.Digest); err != nil || !bytes.Equal(b, item.Bundle) {
 				t.Fatalf("bundle of entry %d: %v", i, err)
 			}
+			newest = item.Bundle
 		}
 		if item.Session != "" {
 			sessions[item.Session] = append(sessions[item.Session], encoded)
@@ -155,6 +157,9 @@ func compare(t tb, l *ledger.Ledger, log *entrytest.Log) {
 	}
 	if i != len(log.Items) || l.Size() != uint64(i) {
 		t.Fatalf("%d entries, size %d; %d were appended", i, l.Size(), len(log.Items))
+	}
+	if b, err := l.NewestBundle(); newest != nil && (err != nil || !bytes.Equal(b, newest)) {
+		t.Fatalf("the newest bundle: %v", err)
 	}
 	for id, want := range sessions {
 		var got [][]byte

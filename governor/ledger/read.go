@@ -128,6 +128,18 @@ func (l *Ledger) Session(id string) iter.Seq2[[]byte, error] {
 		if err == nil && !ok {
 			err = fmt.Errorf("%w: the head of session %s is not an index", ErrDamaged, id)
 		}
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		l.SessionFrom(id, index)(yield)
+	}
+}
+
+// SessionFrom is [Ledger.Session] from one of the session's entries on, back to its first.
+func (l *Ledger) SessionFrom(id string, index uint64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		var err error
 		for durable := l.Size(); err == nil; {
 			var encoded []byte
 			var link struct {
@@ -190,6 +202,15 @@ func (l *Ledger) Body(index uint64) (salt, data []byte, err error) {
 // Bundle returns a bundle's bytes by their digest, or [ErrNotFound].
 func (l *Ledger) Bundle(digest string) ([]byte, error) {
 	return l.get(bucketBundle, []byte(digest), func() string { return fmt.Sprintf("bundle %.80q", digest) })
+}
+
+// NewestBundle returns the bytes of the bundle that was put in force last, or [ErrNotFound] where none ever was.
+func (l *Ledger) NewestBundle() ([]byte, error) {
+	digest, err := l.get(bucketMeta, metaBundle, func() string { return "a bundle in force" })
+	if err != nil {
+		return nil, err
+	}
+	return l.Bundle(string(digest))
 }
 
 // Live returns the cache that [Ledger.PutLive] stored, and its watermark: 0 and nothing where there never was one.

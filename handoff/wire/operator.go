@@ -4,10 +4,10 @@ import "github.com/go-json-experiment/json/jsontext"
 
 // OperatorRequest is the body of every operator's request; each verb reads the members that its comment names.
 type OperatorRequest struct {
-	Session string `json:"session,omitempty"` // session.close
+	Session string `json:"session,omitempty"` // session.close; chain.entries: only this one's, newest first
 	Reason  string `json:"reason,omitempty"`  // session.close, revoke
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
-	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index
+	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next
 	Index   uint64 `json:"index,omitzero"`    // body, approve
 	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
@@ -20,6 +20,7 @@ type OperatorResponse struct {
 	Sessions   []SessionStatus  `json:"sessions,omitempty"`
 	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
 	Size       uint64           `json:"size,omitzero"`     // of the ledger
+	Next       uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
 	Checkpoint string           `json:"checkpoint,omitempty"`
 	Salt       []byte           `json:"salt,omitempty"`
 	Body       []byte           `json:"body,omitempty"`

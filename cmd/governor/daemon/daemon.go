@@ -30,7 +30,6 @@ import (
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
-	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/policies"
 	"github.com/handoff-governor/handoff-governor/streams"
@@ -243,12 +242,9 @@ func (d *Daemon) name(cfg Config) error {
 func (d *Daemon) policy(cfg Config) (*policies.Store, error) {
 	bundle := cfg.Bundle
 	if bundle == nil {
-		last, err := lastBundle(d.ledger)
-		if err != nil {
+		var err error
+		if bundle, err = newestBundle(d.ledger); err != nil {
 			return nil, err
-		}
-		if bundle = last; bundle == nil {
-			bundle = policies.Default()
 		}
 	}
 	bundle, err := bundle.WithData("/home", d.home.Name())
@@ -258,27 +254,16 @@ func (d *Daemon) policy(cfg Config) (*policies.Store, error) {
 	return policies.NewStore(bundle, policies.Config{Logger: cfg.Logger})
 }
 
-// lastBundle is the one that the ledger says is in force, or nil.
-func lastBundle(l *ledger.Ledger) (*policies.Bundle, error) {
-	for i := l.Size(); i > 0; i-- {
-		encoded, err := l.Entry(i - 1)
-		if err != nil {
-			return nil, err
-		}
-		e, err := entry.Decode(encoded)
-		if err != nil {
-			return nil, err
-		}
-		if e.Kind != entry.KindBundle {
-			continue
-		}
-		raw, err := l.Bundle(e.Bundle.Digest)
-		if err != nil {
-			return nil, err
-		}
-		return policies.Parse(raw)
+// newestBundle is the one that was in force last, or the default.
+func newestBundle(l *ledger.Ledger) (*policies.Bundle, error) {
+	raw, err := l.NewestBundle()
+	if errors.Is(err, ledger.ErrNotFound) {
+		return policies.Default(), nil
 	}
-	return nil, nil
+	if err != nil {
+		return nil, err
+	}
+	return policies.Parse(raw)
 }
 
 // listen starts NATS behind the identities of the Workload API.

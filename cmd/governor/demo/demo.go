@@ -310,7 +310,7 @@ func (d *demo) prove(
 		return fmt.Errorf("the ledger does not verify: %w", err)
 	}
 	outcome.Verified, outcome.Entries = true, l.Size()
-	for raw, err := range l.Entries(0) {
+	for raw, err := range l.Session(session) {
 		if err != nil {
 			return err
 		}
@@ -318,7 +318,7 @@ func (d *demo) prove(
 		if err != nil {
 			return err
 		}
-		if e.Kind == entry.KindDecided && e.Session == session {
+		if e.Kind == entry.KindDecided {
 			if e.Decided.Effect == "allow" {
 				outcome.Handoffs++
 			} else {
@@ -327,7 +327,7 @@ func (d *demo) prove(
 		}
 	}
 	s.title("What the ledger says")
-	if err := show(s.out, session, l.Entries(0)); err != nil {
+	if err := show(s.out, session, l.Session(session)); err != nil {
 		return err
 	}
 	fmt.Fprintf(s.out, "\nverified  %d entries, root hash %s\n", outcome.Entries, report.Checkpoint.Root)
