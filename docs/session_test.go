@@ -52,7 +52,7 @@ func newSession(t *testing.T, bin string) *session {
 	shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	shell.Dir = home
 	shell.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"),
-		"XDG_STATE_HOME="+filepath.Join(dir, "state"), "HANDOFF_DATA=", "HANDOFF_URL=", "SPIFFE_ENDPOINT_SOCKET=",
+		"XDG_STATE_HOME="+filepath.Join(dir, "state"), "HANDOFF_DATA=", "HANDOFF_LISTEN=127.0.0.1:0", "HANDOFF_URL=", "SPIFFE_ENDPOINT_SOCKET=",
 		"LC_ALL=C.UTF-8", "REPOSITORY="+repository)
 	out, printed, err := os.Pipe()
 	if err != nil {

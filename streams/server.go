@@ -234,7 +234,7 @@ func (s *Server) start(ctx context.Context, opts *server.Options) (err error) {
 	s.owned.Go(s.watch)
 	s.nats.AcceptLoop(make(chan struct{}))
 	if s.nats.Addr() == nil {
-		return fmt.Errorf("cannot listen on %s: is another server there?", s.config.Listen)
+		return fmt.Errorf("cannot listen on %s: is another server there? Stop it, or listen elsewhere (governor up --listen 127.0.0.1:0)", s.config.Listen)
 	}
 	return nil
 }

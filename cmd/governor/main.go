@@ -31,15 +31,8 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
   governor chain verify
   governor replay --policy ./stricter`,
 	}
-	root.PersistentFlags().String("data", dataDefault(), "data directory of the governor; HANDOFF_DATA sets the default")
+	root.PersistentFlags().String("data", cli.Default("HANDOFF_DATA", "./handoff-data"), "data directory of the governor; HANDOFF_DATA sets the default")
 	root.AddCommand(upCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), approveCommand(),
 		policyCommand(), entryCommand(), healthCommand(), demo.Command(showEntries))
 	return root
-}
-
-func dataDefault() string {
-	if dir := os.Getenv("HANDOFF_DATA"); dir != "" {
-		return dir
-	}
-	return "./handoff-data"
 }

@@ -54,7 +54,8 @@ old one in force.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&u.listen, "listen", "127.0.0.1:4222", "host:port for NATS; port 0 takes a free one")
+	f.StringVar(&u.listen, "listen", cli.Default("HANDOFF_LISTEN", "127.0.0.1:4222"),
+		"host:port for NATS; port 0 takes a free one; HANDOFF_LISTEN sets the default")
 	f.StringVar(&u.trustDomain, "trust-domain", "", "home trust domain of a new data directory (default handoff.local)")
 	f.StringVar(&u.policy, "policy", "", "directory of the policy bundle to put in force (default: the one before, or ours)")
 	f.StringSliceVar(&u.agents, "agent", nil, "make the socket of an agent; repeatable")

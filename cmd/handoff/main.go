@@ -40,16 +40,9 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
 	}
 	f := root.PersistentFlags()
 	f.String("agent", os.Getenv("HANDOFF_AGENT"), "agent to act as, by its socket in the data directory; HANDOFF_AGENT sets the default")
-	f.String("data", dataDefault(), "data directory of the governor; HANDOFF_DATA sets the default")
+	f.String("data", cli.Default("HANDOFF_DATA", "./handoff-data"), "data directory of the governor; HANDOFF_DATA sets the default")
 	f.String("state", "", "where the key and the grants are kept (default $XDG_STATE_HOME/handoff/<agent's full name>)")
 	root.AddCommand(sessionCommand(), offerCommand(), awaitCommand(), inboxCommand(), taskCommand(), resultCommand(),
 		callCommand(), keysCommand(), aatCommand())
 	return root
-}
-
-func dataDefault() string {
-	if dir := os.Getenv("HANDOFF_DATA"); dir != "" {
-		return dir
-	}
-	return "./handoff-data"
 }

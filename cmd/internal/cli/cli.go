@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ func Usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(f
 
 // ErrShown ends a program with [ExitFailed] where the output has already said why.
 var ErrShown = errors.New("failed; the output says why")
+
+// Default is an option's default: the environment variable's value, or fallback where it is empty.
+func Default(variable, fallback string) string { return cmp.Or(os.Getenv(variable), fallback) }
 
 // ExitCode is what a program ends with after err.
 func ExitCode(err error) int {
