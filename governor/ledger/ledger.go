@@ -186,13 +186,18 @@ func explain(err error) error {
 	return err
 }
 
-// prepare creates what a new file needs.
+// prepare creates what a new file needs. It writes nothing to any other: a newer program's is left as it is.
 func (l *Ledger) prepare() (err error) {
 	defer guard(&err)()
+	made := false
+	err = l.view(func(tx *bbolt.Tx) error {
+		made = tx.Bucket(bucketMeta) != nil
+		return nil
+	})
+	if made || err != nil {
+		return err
+	}
 	return l.db.Update(func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketMeta) != nil {
-			return nil
-		}
 		if name, _ := tx.Cursor().First(); name != nil {
 			return fmt.Errorf("%w: it holds other data", ErrNotLedger)
 		}
