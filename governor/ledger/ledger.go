@@ -111,6 +111,7 @@ type Ledger struct {
 
 	mu         sync.Mutex // held for moments, never during a commit
 	tree       tree       // over the committed entries
+	bundle     string     // digest of the newest that a committed entry put in force
 	checkpoint []byte     // the newest signed
 	signed     uint64     // its size
 }
@@ -265,6 +266,7 @@ func (l *Ledger) load(tx *bbolt.Tx) error {
 	if watermark, _ := parseU64(meta.Get(metaWatermark)); watermark > size {
 		return fmt.Errorf("%w: the live state is of %d entries, but there are %d", ErrDamaged, watermark, size)
 	}
+	l.bundle = string(meta.Get(metaBundle))
 	l.size.Store(size)
 	return nil
 }
@@ -327,6 +329,11 @@ func (l *Ledger) Append(ctx context.Context, next uint64, batch []Record) error 
 	}
 	l.mu.Lock()
 	l.tree = grown
+	for _, r := range batch {
+		if r.Bundle != nil {
+			l.bundle = r.Bundle.Digest
+		}
+	}
 	l.mu.Unlock()
 	l.size.Store(grown.size)
 	return nil

@@ -206,11 +206,13 @@ func (l *Ledger) Bundle(digest string) ([]byte, error) {
 
 // NewestBundle returns the bytes of the bundle that was put in force last, or [ErrNotFound] where none ever was.
 func (l *Ledger) NewestBundle() ([]byte, error) {
-	digest, err := l.get(bucketMeta, metaBundle, func() string { return "a bundle in force" })
-	if err != nil {
-		return nil, err
+	l.mu.Lock()
+	digest := l.bundle
+	l.mu.Unlock()
+	if digest == "" {
+		return nil, fmt.Errorf("a bundle in force: %w", ErrNotFound)
 	}
-	return l.Bundle(string(digest))
+	return l.Bundle(digest)
 }
 
 // Live returns the cache that [Ledger.PutLive] stored, and its watermark: 0 and nothing where there never was one.
