@@ -634,11 +634,13 @@ decision := {"effect": "allow"} if count([1 | some a in xs; some b in xs; some c
 	a, b, op := w.agent("a"), w.agent("b"), w.operator()
 	root := a.session(readFiles())
 	good := bundle(t, `decision := {"effect": "allow"}`)
-	meet := w.d.Governor().Gather(1, 1)
-	o := root.offer(b.name, "work", func(o *offering) { o.header[wire.HeaderVerdict] = []string{"always"} })
+	halted := w.d.Governor().Halt()
 	activated := make(chan wire.OperatorResponse, 1)
 	go func() { activated <- op.operate(wire.VerbBundleActivate, wire.OperatorRequest{Bundle: good.Bytes()}) }()
-	meet(nil) // the policy has run out of its time; another comes into force, and then it is the offer's turn
+	halted.Await(0, 1)
+	o := root.offer(b.name, "work", func(o *offering) { o.header[wire.HeaderVerdict] = []string{"always"} })
+	halted.Await(1, 1) // the policy has run out of its time; another comes into force, and then it is the offer's turn
+	halted.Resume()
 	out := <-activated
 	if out.Error != nil {
 		t.Fatal(out.Error)
@@ -820,12 +822,13 @@ func TestAttackJudgeAgainWhileAllWait(t *testing.T) {
 	for i := range 40 {
 		many = append(many, draft(fmt.Sprintf("text/x%d", i)))
 	}
-	meet := w.d.Governor().Gather(1+len(many), 0)
+	halted := w.d.Governor().Halt()
 	part.result("the secret", labelled("secret"))
 	for _, o := range many {
 		b.publish(o)
 	}
-	meet(nil)
+	halted.Await(1+len(many), 0)
+	halted.Resume()
 	longest := time.Duration(0)
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		body, start := bystander.prove(wire.SessionRequest{Session: quiet.session}), time.Now()
@@ -845,12 +848,13 @@ func TestAttackResultThatIsSwallowed(t *testing.T) {
 	a, b := w.agent("a"), w.agent("b")
 	root := a.session(readFiles())
 	grant := chainOf(t, root, wire.ModeDelegate, b)
-	meet := w.d.Governor().Gather(2, 0)
+	halted := w.d.Governor().Halt()
 	id := newID(t)
 	for _, body := range []string{"one", "another"} {
 		grant.result(body, func(r *wire.ResultToken, _ *natsMsg) { r.ID = id })
 	}
-	meet(nil)
+	halted.Await(2, 0)
+	halted.Resume()
 	b.receipt(id)
 	if v := b.verdict(grant.handoff); v.Effect != wire.EffectDeny {
 		t.Errorf("the second result is answered with %+v", v)

@@ -8,51 +8,73 @@ import (
 	"strings"
 )
 
-// Gather keeps the sequencer waiting, from when it returns, so that n offers, results or claims meet in one batch, behind
-// as many requests of other kinds. The function it returns waits until all have been looked at, calls then, and lets them
-// have their turn.
-func (g *Governor) Gather(n, requests int) (meet func(then func())) {
-	if requests > 0 {
-		requests++ // the governor's own, for the passing of time; there is never more than one
-	}
-	holding, gathered, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
+// Halted is a sequencer that waits. What is proposed meanwhile is looked at, and has its turn afterwards: in the order in
+// which it came, and in one batch where it fits.
+type Halted struct {
+	want    chan [2]int
+	reached chan struct{}
+	resume  chan struct{}
+}
+
+// Halt has the sequencer wait, from when it returns.
+func (g *Governor) Halt() *Halted {
+	h := &Halted{want: make(chan [2]int), reached: make(chan struct{}), resume: make(chan struct{})}
+	holding := make(chan struct{})
 	wait := &step{done: make(chan error, 1), run: func(b *batch) error {
 		b.unlocked(func() { // and so others can go on looking
 			close(holding)
-			var first, all []proposal
-			for len(all) < n || len(first) < requests {
-				for _, p := range <-g.proposals {
-					if _, ok := p.(*step); ok {
-						first = append(first, p)
-					} else {
-						all = append(all, p)
-					}
-				}
-			}
-			close(gathered)
-			<-release
-			all = append(first, all...)
-			for {
-				select {
-				case g.proposals <- all:
-					return
-				case more := <-g.proposals: // it is full
-					all = append(all, more...)
-				}
-			}
+			h.collect(g.proposals)
 		})
+		b.judging = 0
 		return nil
 	}}
 	g.proposals <- []proposal{wait}
 	<-holding
-	return func(then func()) {
-		<-gathered
-		if then != nil {
-			then()
+	return h
+}
+
+func (h *Halted) collect(proposals chan []proposal) {
+	var all []proposal
+	messages, requests := 0, 0
+	for {
+		select {
+		case want := <-h.want:
+			for messages < want[0] || requests < want[1] {
+				more := <-proposals
+				all = append(all, more...)
+				for _, p := range more {
+					if _, ok := p.(*step); ok {
+						requests++
+					} else {
+						messages++
+					}
+				}
+			}
+			h.reached <- struct{}{}
+		case <-h.resume:
+			for {
+				select {
+				case proposals <- all:
+					return
+				case more := <-proposals: // it is full
+					all = append(all, more...)
+				}
+			}
 		}
-		close(release)
 	}
 }
+
+// Await waits until so many offers, results and claims, and so many requests of other kinds, have been looked at.
+func (h *Halted) Await(messages, requests int) {
+	if requests > 0 {
+		requests++ // the governor's own, for the passing of time; there is never more than one
+	}
+	h.want <- [2]int{messages, requests}
+	<-h.reached
+}
+
+// Resume lets them have their turn.
+func (h *Halted) Resume() { close(h.resume) }
 
 // DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
 func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
