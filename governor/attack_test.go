@@ -459,6 +459,7 @@ decision := {"effect": "deny", "reasons": [{"code": "tainted", "message": "not w
 	if got := b.process().tryClaim(root.session, grant.handoff); got.Error == nil || got.Error.Code != wire.CodePolicyDenied {
 		t.Fatalf("the policy did not deny the take-over: %v", got.Error)
 	}
+	a.quiet(wire.KindVerdict, grant.handoff) // the task is being worked on, and its sender is told nothing else
 	deny := policyOf(t, `session := {"effect": "allow"}
 
 result := {"effect": "allow"}

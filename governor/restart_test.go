@@ -39,7 +39,7 @@ func TestRestartPublishesAgain(t *testing.T) {
 	}
 	// The process that worked before still holds its key, and can go on.
 	b2.key = b.key
-	lives(t, held{a: &agent{w: w, t: t, name: a2.name, key: a.key, nc: a2.nc, js: a2.js, receipts: a2.receipts, inbox: a2.inbox},
+	lives(t, held{a: &agent{w: w, t: t, name: a2.name, key: a.key, nc: a2.nc, js: a2.js, receipts: a2.receipts, passed: a2.passed, inbox: a2.inbox},
 		links: root.links, governor: root.governor, session: root.session}, b2)
 }
 
