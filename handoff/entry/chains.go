@@ -639,30 +639,34 @@ func (s *step) answered(in *session, r *Result) error {
 	return s.bad("result.effect", "must be allow, deny or hold")
 }
 
-// accept ends the work on h: what is below is revoked, then the grant ends, and every handoff on the way to the one
-// that is answered has its result.
+// accept ends the work on h and on every handoff on the way to the one that is answered: what else is below each is revoked,
+// then its grant ends, and it has its result.
 func (s *step) accept(in *session, h *handoff) error {
 	if h.grant == nil || h.result == nil {
 		return s.bad("handoff", "has no result to accept")
 	}
-	for _, below := range h.grant.below {
-		below.revoke()
-	}
-	h.grant.ended = true
 	answers := h.answers()
 	receiver := in.root
 	if answers != nil {
 		receiver = answers.parent
 	}
 	receiver.labels = union(receiver.labels, h.result.Labels)
+	var done *handoff
 	for at := h; at != nil; at = at.parent.handoff {
 		if at.state == isAnswered {
 			return s.bad("handoff", "handoff %s, which it answers, has a result already", at.id)
 		}
+		for _, below := range at.grant.below {
+			if below != done {
+				below.revoke()
+			}
+		}
+		at.grant.ended = true
 		at.state, at.result = isAnswered, h.result
 		if at == answers {
 			break
 		}
+		done = at
 	}
 	return nil
 }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// MaxSize is the largest encoded entry, in bytes.
-const MaxSize = 2 << 20
+// MaxSize is the largest encoded entry, in bytes: one fits a NATS message, with an operator's answer around it.
+const MaxSize = 2<<20 - 64<<10
 
 // maxExact is the largest integer that every JSON reader takes for what it is (RFC 7493 section 2.2).
 const maxExact = 1<<53 - 1

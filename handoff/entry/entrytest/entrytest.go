@@ -290,6 +290,10 @@ func (g *Grant) AnswerAs(handoff, status string) {
 		Kind: entry.KindResult, Session: g.Session, Handoff: h.ID, From: g.Agent, To: h.parent.Agent, Grant: g.ID, Result: r,
 	}, Item{IDs: []string{said.ID}, Salt: salt, Body: body})
 	l.dropBelow(g)
+	for h.Mode == wire.ModeTransfer && h.parent.handoff != nil { // nor does anything beside the transfers that led here live on
+		l.dropBelow(h.parent)
+		h = h.parent.handoff
+	}
 }
 
 // Revoke withdraws the grant and everything below it.
