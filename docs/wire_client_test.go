@@ -229,10 +229,11 @@ func (p *party) proof(audience, subject any) object {
 }
 
 // prove signs a request of the session's, whose proof is the empty string until then.
-func (p *party) prove(request object) object {
+func (p *party) prove(verb string, request object) object {
 	p.t.Helper()
 	request["proof"] = ""
 	proof := p.proof(p.keys["governor"], p.name)
+	proof["verb"] = verb
 	proof["request_hash"] = hash(canonical(p.t, request))
 	request["proof"] = sign(p.t, "handoff-session+jwt", proof, p.key)
 	return request
@@ -400,7 +401,7 @@ func captureWire(t *testing.T) map[string][]message {
 
 	// A session, and one in a person's name.
 	seen["keys"] = planner.request("handoff.keys", object{})
-	request := planner.prove(planner.openRequest())
+	request := planner.prove("session.open", planner.openRequest())
 	session := request["id"].(string)
 	seen["open"] = planner.request("handoff.session.open", request)
 	root := planner.grant(session, "", seen["open"][1].json(t))
@@ -411,13 +412,13 @@ func captureWire(t *testing.T) map[string][]message {
 	person := planner.proof(planner.keys["issuer"], "alice")
 	person["request_hash"] = hash(canonical(t, request))
 	request["principal"].(object)["proof"] = sign(t, "handoff-principal+jwt", person, aliceKey)
-	seen["open-person"] = planner.request("handoff.session.open", planner.prove(request))
+	seen["open-person"] = planner.request("handoff.session.open", planner.prove("session.open", request))
 	planner.grant(request["id"].(string), "", seen["open-person"][1].json(t)) // it has the same form
 	seen["open-person"] = seen["open-person"][:1]
 
 	request = researcher.openRequest()
 	request["principal"] = object{"kind": "human", "name": "alice", "proof": request["id"]}
-	seen["open-denied"] = researcher.request("handoff.session.open", researcher.prove(request))[1:]
+	seen["open-denied"] = researcher.request("handoff.session.open", researcher.prove("session.open", request))[1:]
 
 	// A task, there and back.
 	some := object{"docs.search": object{"query": object{"constraint_type": "one_of", "values": []any{"sales march", "returns march"}}}}
@@ -481,8 +482,8 @@ func captureWire(t *testing.T) map[string][]message {
 	seen["chain.entries"][1].body = must(json.Marshal(entries, json.Deterministic(true)))
 
 	// The end, as guards hear of it.
-	seen["status"] = planner.request("handoff.session.status", planner.prove(object{"session": session}))
-	seen["close"] = planner.request("handoff.session.close", planner.prove(object{"session": session, "reason": "done"}))
+	seen["status"] = planner.request("handoff.session.status", planner.prove("session.status", object{"session": session}))
+	seen["close"] = planner.request("handoff.session.close", planner.prove("session.close", object{"session": session, "reason": "done"}))
 	seen["revocation"] = []message{tool.statement(func(links []any) bool { return len(links) > 0 })}
 	seen["heartbeat"] = []message{tool.statement(func(links []any) bool { return len(links) == 0 })}
 	seen["snapshot"] = []message{{way: "→", subject: "handoff.revocations", body: []byte(`{"after":""}`)},

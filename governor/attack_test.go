@@ -1,33 +1,22 @@
 package governor_test
 
 import (
-	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
-	"github.com/handoff-governor/handoff-governor/governor"
-	"github.com/handoff-governor/handoff-governor/governor/issuer"
-	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
-	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 	"github.com/handoff-governor/handoff-governor/policies"
 )
@@ -832,7 +821,7 @@ func TestAttackJudgeAgainWhileAllWait(t *testing.T) {
 	halted.Resume()
 	longest := time.Duration(0)
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-		body, start := bystander.prove(wire.SessionRequest{Session: quiet.session}), time.Now()
+		body, start := bystander.proveFor(wire.VerbSessionStatus, wire.SessionRequest{Session: quiet.session}), time.Now()
 		if _, err := bystander.nc.Request(wire.SubjectSessionStatus, body, time.Minute); err != nil {
 			t.Error(err)
 		}
@@ -1008,177 +997,4 @@ func TestAttackRootBeforeItIsWritten(t *testing.T) {
 		}
 		_ = answers.Unsubscribe()
 	}
-}
-
-// The wire and the disk below can be stopped and broken where a test wants; everything between them is real.
-
-type looseBus struct {
-	offers   chan []wire.Inbound
-	requests chan wire.Request
-	said     chan string // code of a quarantined message, or kind of a delivered one
-}
-
-func (b *looseBus) Fetch(ctx context.Context, _ int, wait time.Duration) ([]wire.Inbound, error) {
-	select {
-	case in := <-b.offers:
-		return in, nil
-	case <-time.After(wait):
-		return nil, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (b *looseBus) Deliver(_ context.Context, out []wire.Outbound) error {
-	for _, o := range out {
-		b.said <- o.Header[wire.HeaderKind][0] + " " + string(o.Body)
-	}
-	return nil
-}
-
-func (b *looseBus) Receipt(string, []byte) error { return nil }
-func (b *looseBus) Revoke([]byte) error          { return nil }
-
-func (b *looseBus) Quarantine(_ context.Context, _ wire.Inbound, code wire.Code, reason string) error {
-	b.said <- "quarantine " + string(code) + ": " + reason
-	return nil
-}
-
-func (b *looseBus) Serve(ctx context.Context, handle func(context.Context, wire.Request)) error {
-	for {
-		select {
-		case r := <-b.requests:
-			handle(ctx, r)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// brittleLog asks before it appends.
-type brittleLog struct {
-	*ledger.Ledger
-	before func(size int) error
-}
-
-func (l *brittleLog) Append(ctx context.Context, next uint64, batch []ledger.Record) error {
-	if err := l.before(len(batch)); err != nil {
-		return err
-	}
-	return l.Ledger.Append(ctx, next, batch)
-}
-
-type loosePolicy struct{ store *policies.Store }
-
-func (p loosePolicy) Current() governor.Judge { return looseJudge{p.store.Current()} }
-func (p loosePolicy) Compile(raw []byte) (governor.Judge, error) {
-	return nil, errors.New("no other bundle here")
-}
-func (p loosePolicy) Activate(governor.Judge) {}
-
-type looseJudge struct{ *policies.Snapshot }
-
-func (j looseJudge) Engine() string { return policies.Engine() }
-func (j looseJudge) Bytes() []byte  { return j.Bundle().Bytes() }
-
-// A disk that fails once is no verdict: an offer that came twice, the second time while the first was being written, must
-// neither be called a conflict with itself nor get lost.
-func TestAttackConflictWithAFailedCommit(t *testing.T) {
-	const name = "handoff.local/handoff"
-	skey, vkey, err := note.GenerateKey(rand.Reader, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := note.NewSigner(skey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := ledger.Open(filepath.Join(t.TempDir(), "ledger.db"), ledger.Config{LogName: name, Signer: signer})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	_, issuerKey, _ := ed25519.GenerateKey(rand.Reader)
-	_, governorKey, _ := ed25519.GenerateKey(rand.Reader)
-	root, err := issuer.New(issuer.Config{URI: "spiffe://handoff.local/issuer", Key: issuerKey, Governor: "spiffe://handoff.local/governor"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	keys, err := governor.NewKeys(governorKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := policies.NewStore(bundle(t, `decision := {"effect": "allow"}`), policies.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	bus := &looseBus{offers: make(chan []wire.Inbound), requests: make(chan wire.Request), said: make(chan string, 100)}
-	appending, fail := make(chan struct{}), make(chan error)
-	var armed atomic.Bool
-	log := &brittleLog{Ledger: l, before: func(int) error {
-		if !armed.CompareAndSwap(true, false) {
-			return nil
-		}
-		appending <- struct{}{}
-		return <-fail
-	}}
-	g, err := governor.New(t.Context(), governor.Config{
-		Bus: bus, Log: log, Policy: loosePolicy{store}, Issuer: root, Keys: keys, URI: "spiffe://handoff.local/governor",
-		LogName: name, LogKey: vkey, Heartbeat: time.Hour,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
-	defer func() { stop(); <-done }()
-	<-g.Ready()
-
-	endpoint := daemon.Endpoint{Governor: "spiffe://handoff.local/governor", Issuer: root.URI(), IssuerKey: root.Keys()[0]}
-	a := &agent{w: &world{t: t, d: &daemon.Daemon{Endpoint: endpoint}}, t: t, name: nameOf(t, "a")}
-	_, a.key, _ = ed25519.GenerateKey(rand.Reader)
-	request := a.openRequest(readFiles())
-	answer := make(chan []byte, 1)
-	bus.requests <- wire.Request{Verb: wire.VerbSessionOpen, Sender: a.name, Body: a.prove(request),
-		Respond: func(b []byte) error { answer <- b; return nil }}
-	var opened wire.OpenResponse
-	if err := json.Unmarshal(<-answer, &opened); err != nil || opened.Error != nil {
-		t.Fatal(err, opened.Error)
-	}
-	h := a.hold(opened.Chain, *opened.GovernorJWK, request.ID, "")
-	o := h.draft(nameOf(t, "b"), "work")
-	h.seal(o)
-	again := make(chan struct{}, 10)
-	message := wire.Inbound{Kind: wire.InboundOffer, Sender: a.name, Session: request.ID, To: nameOf(t, "b"), Header: o.header,
-		Body: o.body, Deliveries: 1, Ack: func() error { return nil }, Term: func(string) error { return nil },
-		Retry: func(time.Duration) error { again <- struct{}{}; return nil }}
-	armed.Store(true)
-	bus.offers <- []wire.Inbound{message}
-	<-appending                           // the first copy is in the state, and not on the disk
-	bus.offers <- []wire.Inbound{message} // its sender has not seen a receipt
-	bus.offers <- nil                     // the second copy is prepared
-	fail <- errors.New("no space left on device")
-	<-again
-	bus.offers <- []wire.Inbound{message} // what is retried
-	for range 2 {
-		select {
-		case said := <-bus.said:
-			if strings.HasPrefix(said, "quarantine") || strings.HasPrefix(said, wire.KindVerdict) {
-				t.Errorf("a fault of the disk led to: %s", said)
-			}
-		case <-again:
-			bus.offers <- []wire.Inbound{message}
-		case <-time.After(3 * time.Second):
-		}
-	}
-}
-
-func nameOf(t *testing.T, short string) string {
-	t.Helper()
-	n, err := identity.NameOf(spiffeid.RequireFromString("spiffe://handoff.local/agent/" + short))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(n)
 }

@@ -48,22 +48,27 @@ func (g *Governor) claims(ctx context.Context, r wire.Request) wire.ClaimRespons
 			continue
 		}
 		answer := c.answer() // 4. sign what is recorded, and hand over the task
-		if size += len(answer.Task)*4/3 + chainSize(answer.Chain); size > maxClaimAnswer && len(out.Claims) > 0 {
+		if size += claimedSize(answer); size > maxClaimAnswer && len(out.Claims) > 0 {
 			answer = wire.Claimed{ID: c.id, Error: wire.Refuse(wire.CodeUnavailable, "the answer is full; claim this one again alone")}
+			size += claimedSize(answer)
 		}
 		out.Claims = append(out.Claims, answer)
 	}
 	return out
 }
 
-// maxClaimAnswer keeps an answer within a NATS message. One task with its chain always fits: 1 MiB as base64 and the
-// largest chain stay below it.
+// maxClaimAnswer keeps an answer within a NATS message, with room for 64 refusals. One task with its chain always fits: 1
+// MiB as base64 and the largest chain stay below it.
 const maxClaimAnswer = wire.MaxPayload - wire.MaxPayload/8
 
-func chainSize(chain []string) int {
-	n := 0
-	for _, token := range chain {
+// claimedSize is about how long an answer is: its large parts, and room for the small ones.
+func claimedSize(c wire.Claimed) int {
+	n := 1024 + len(c.Task)*4/3
+	for _, token := range c.Chain {
 		n += len(token) + 3
+	}
+	for _, r := range c.Reasons { // any text doubles in JSON at most, give or take control characters
+		n += 2*(len(r.Message)+len(r.Nearest)+len(r.Argument)+len(r.Tool)) + 128
 	}
 	return n
 }
@@ -293,6 +298,9 @@ func (c *claim) mint(b *batch, h *handoff) error {
 	expires, depth := h.expires, h.maxDepth
 	if c.verdict.TTL > 0 {
 		expires = min(expires, now+int64(c.verdict.TTL))
+	}
+	if h.grant != nil { // whoever takes over has what is left of the first claim's time
+		expires = min(expires, h.grant.expires)
 	}
 	if c.verdict.MaxHops != wire.NoHopCap {
 		depth = min(depth, offer.Claims.Depth+1+2*c.verdict.MaxHops)

@@ -76,6 +76,17 @@ func (h *Halted) Await(messages, requests int) {
 // Resume lets them have their turn.
 func (h *Halted) Resume() { close(h.resume) }
 
+// EndAtOnce, NameAtOnce and PageOf change a bound until the function that they return is called.
+func EndAtOnce(n int) func()  { return bound(&maxEnded, n) }
+func NameAtOnce(n int) func() { return bound(&maxNamed, n) }
+func PageOf(n int) func()     { return bound(&feedPage, n) }
+
+func bound(b *int, n int) func() {
+	before := *b
+	*b = n
+	return func() { *b = before }
+}
+
 // DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
 func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
 	st := newState(g.cfg.Keys, g.verifier, g.profile)
@@ -133,6 +144,9 @@ func (st *State) dump() string {
 	}
 	for name, n := range st.open {
 		add("open %s %d", name, n)
+	}
+	for name, n := range st.opens {
+		add("opens %s %d", name, n)
 	}
 	for print, h := range st.holders {
 		add("holder %s %s %d", print, h.agent, h.grants)

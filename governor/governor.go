@@ -37,6 +37,8 @@ type Config struct {
 	KnownAgent func(name string) bool
 	// MaxOpen is how many handoffs may be open for one receiver. 0: 10,000.
 	MaxOpen int
+	// MaxSessions is how many sessions one agent may have open. 0: 1,000.
+	MaxSessions int
 	// Heartbeat of the revocation feed, and of what only time brings about. 0: one second.
 	Heartbeat time.Duration
 	// Now is the clock. Nil: time.Now.
@@ -54,6 +56,7 @@ type Governor struct {
 	verifier  *aat.Verifier
 	profile   *profile.Profile
 	proposals chan []proposal
+	stale     bool          // the sequencer's: its state is not what the ledger says
 	ready     chan struct{} // closed once requests and offers are served
 	stopped   chan struct{} // closed when nothing will be settled any more
 
@@ -86,6 +89,9 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	}
 	if cfg.MaxOpen == 0 {
 		cfg.MaxOpen = 10_000
+	}
+	if cfg.MaxSessions == 0 {
+		cfg.MaxSessions = 1000
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second
@@ -193,7 +199,8 @@ func (g *Governor) begin(ctx context.Context) error {
 				return err
 			}
 		}
-		return g.expire(b)
+		_, err := g.expire(b) // what is left, keepTime ends
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)
@@ -230,8 +237,12 @@ func (g *Governor) heartbeat(ctx context.Context) {
 // keepTime writes down what only time brings about, and keeps the live bucket up to date.
 func (g *Governor) keepTime(ctx context.Context) {
 	g.every(ctx, func() {
-		if err := g.do(ctx, g.passTime); err != nil && ctx.Err() == nil {
-			g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
+		for more := true; more && ctx.Err() == nil; {
+			err := g.do(ctx, func(b *batch) (err error) { more, err = g.passTime(b); return err })
+			if err != nil {
+				more = false
+				g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
+			}
 		}
 		g.payOwed(ctx)
 		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
@@ -244,9 +255,9 @@ func (g *Governor) keepTime(ctx context.Context) {
 const quarantineEvery = time.Minute
 
 // passTime ends what time has ended and writes down how much was quarantined since.
-func (g *Governor) passTime(b *batch) error {
-	if err := g.expire(b); err != nil {
-		return err
+func (g *Governor) passTime(b *batch) (more bool, err error) {
+	if more, err = g.expire(b); err != nil {
+		return false, err
 	}
 	g.quarantine.Lock()
 	var counts map[quarantineKey]int
@@ -269,10 +280,10 @@ func (g *Governor) passTime(b *batch) error {
 			Kind: entry.KindQuarantined, Quarantined: &entry.Quarantined{Agent: key.agent, Code: key.code, Count: n},
 		}, known{}, nil, nil)
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return more, nil
 }
 
 // quarantined counts a message that was set aside.

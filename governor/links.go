@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,11 +49,15 @@ func (st *State) restoreRoot(compact string, at int64) (*profile.Link, error) {
 	return st.profile.Root(root)
 }
 
-// restoreOffer reads an offer back that was verified before the ledger took it.
+// restoreOffer reads an offer back that was admitted or held, and so named a key that was the governor's then.
 func (st *State) restoreOffer(parent *profile.Link, compact string) (*profile.Link, error) {
 	link, err := aat.RestoreToken(parent.Link, compact)
 	if err != nil {
 		return nil, err
+	}
+	issuer := link.Chain()[0].Claims.Issuer
+	if keys := st.profile.Governors[issuer]; !slices.ContainsFunc(keys, func(k ed25519.PublicKey) bool { return k.Equal(link.Holder()) }) {
+		st.profile.Governors[issuer] = append(slices.Clip(keys), link.Holder())
 	}
 	return st.profile.Child(parent, link)
 }

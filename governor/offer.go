@@ -231,14 +231,14 @@ func (o *offer) attenuate() {
 
 // 5. sequence: every fact that may have changed since, against the state as it is at this offer's turn.
 func (o *offer) sequence(b *batch) error {
-	if o.later = b.disagrees(o.read); o.later {
+	if o.later = b.disagrees(o.read) || o.link != nil && b.before(o.link.Claims.IssuedAt); o.later {
 		return nil
 	}
 	if o.refusal != nil {
 		o.refuse(b)
 		return nil
 	}
-	if index, used := b.st.used[o.id]; used || o.repeat {
+	if index, used := b.st.used[o.id]; used || o.repeat || b.ids[o.id] {
 		return o.again(b, index, used)
 	}
 	s := b.st.sessions[o.in.Session]
@@ -314,6 +314,9 @@ func (o *offer) write(b *batch, parent *grant) error {
 	e := &entry.Entry{
 		Kind: entry.KindDecided, Session: o.in.Session, Handoff: o.id, From: o.in.Sender, To: o.in.To, Grant: parent.id, Decided: d,
 	}
+	if o.effect == wire.EffectDeny && !o.g.cfg.KnownAgent(o.in.To) {
+		e.To = "" // the link has it; the heads of agents' entries are kept for ever, and a sender can invent names without end
+	}
 	if err := b.write(e, known{offer: o.link, handoff: &o.claim}, []string{o.id}, attach); err != nil {
 		return err
 	}
@@ -357,7 +360,7 @@ func terms(offer *profile.Link, claim wire.HandoffClaim, answer wire.Answer, now
 func (o *offer) effects(b *batch, h *handoff) {
 	b.effects.receipt(h.from, h.id, h.decided, h.effect())
 	if h.status == statusAdmitted {
-		b.effects.inbox = append(b.effects.inbox, notice(h, o.trace))
+		b.tell(&h.noticed, func() wire.Outbound { return notice(h, o.trace) })
 	}
 	if o.always || h.status == statusDenied || h.status == statusHeld {
 		b.effects.inbox = append(b.effects.inbox, verdict(h))
@@ -380,19 +383,21 @@ func (o *offer) again(b *batch, index uint64, inState bool) error {
 		o.later = true // the first is in this very batch
 		return nil
 	}
-	if !inState {
+	if !inState && !b.ids[o.id] {
 		var err error
 		if index, inState, err = o.g.cfg.Log.Lookup(o.id); err != nil {
-			return err
+			o.later = o.g.unread(o.ctx, err)
+			return nil
 		}
 	}
 	if !inState {
-		o.later = true // it was used by a batch that could not be written
+		o.later = true // it was used by a batch that could not be written, or is by this one
 		return nil
 	}
 	e, err := o.g.entry(index)
 	if err != nil {
-		return err
+		o.later = o.g.unread(o.ctx, err)
+		return nil
 	}
 	if e.Decided != nil && e.Decided.Offer == o.token && e.From == o.in.Sender && wire.TaskHashMatches(o.claim.TaskHash, o.salt, o.in.Body) {
 		if e.Decided.Effect == wire.EffectDeny {
@@ -405,6 +410,13 @@ func (o *offer) again(b *batch, index uint64, inState bool) error {
 	o.refusal = wire.Refuse(wire.CodeIDConflict, "this ID was used for something else; make a new one")
 	o.refuse(b)
 	return nil
+}
+
+// unread logs that the ledger could not be read. What needed it is looked at again later: a fault of the disk is no verdict,
+// and does not concern the rest of the batch.
+func (g *Governor) unread(ctx context.Context, err error) (later bool) {
+	g.log.ErrorContext(ctx, "the ledger cannot be read; what depends on it waits", "err", err)
+	return true
 }
 
 // refuse tells the sender, who alone is certain, and writes nothing: an unproved message must not grow the ledger.

@@ -34,6 +34,13 @@ func (g *Governor) serve(ctx context.Context, r wire.Request) {
 }
 
 func (g *Governor) respond(ctx context.Context, r wire.Request) any {
+	verb, operators := strings.CutPrefix(r.Verb, wire.VerbOperator)
+	switch {
+	case operators:
+		return g.operate(ctx, verb, r)
+	case len(r.Body) > wire.MaxRequest:
+		return refused(wire.Refuse(wire.CodeTooLarge, "the request is larger than 64 KiB; ask for fewer tools or constraints"))
+	}
 	switch r.Verb {
 	case wire.VerbClaim:
 		return g.claims(ctx, r)
@@ -42,14 +49,11 @@ func (g *Governor) respond(ctx context.Context, r wire.Request) any {
 	case wire.VerbSessionClose:
 		return g.closeSession(ctx, r)
 	case wire.VerbSessionStatus:
-		return g.sessionStatus(r)
+		return g.sessionStatus(ctx, r)
 	case wire.VerbKeys:
 		return g.keys()
 	case wire.VerbRevocations:
 		return g.revocations(r)
-	}
-	if verb, ok := strings.CutPrefix(r.Verb, wire.VerbOperator); ok {
-		return g.operate(ctx, verb, r)
 	}
 	return refused(wire.Refuse(wire.CodeMalformed, "there is no such request"))
 }
@@ -99,7 +103,7 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 	case wire.VerbHealth:
 		return g.health()
 	case wire.VerbSessionList:
-		return wire.OperatorResponse{Sessions: g.sessionList()}
+		return g.sessionList(ctx)
 	case wire.VerbSessionClose:
 		return g.closeAs(ctx, q.Session, r.Sender, q.Reason)
 	case wire.VerbChainEntries:
@@ -142,21 +146,26 @@ func (g *Governor) health() wire.OperatorResponse {
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
 	return wire.OperatorResponse{Health: &wire.Health{
-		Log: g.cfg.LogName, Entries: g.state.next, Bundle: g.state.bundle, Sessions: len(g.state.sessions),
+		Log: g.cfg.LogName, Entries: g.cfg.Log.Size(), Bundle: g.state.bundle, Sessions: len(g.state.sessions),
 		Handoffs: len(g.state.handoffs), Held: len(g.state.held),
 	}}
 }
 
-func (g *Governor) sessionList() []wire.SessionStatus {
-	now := g.cfg.Now().Unix()
-	g.state.mu.RLock()
-	defer g.state.mu.RUnlock()
-	out := make([]wire.SessionStatus, 0, len(g.state.sessions))
-	for _, s := range g.state.sessions {
-		out = append(out, s.status(now))
+// sessionList takes its turn, as every answer does that tells how sessions stand: what is not on record has not happened.
+func (g *Governor) sessionList(ctx context.Context) any {
+	var out []wire.SessionStatus
+	err := g.do(ctx, func(b *batch) error {
+		out = make([]wire.SessionStatus, 0, len(b.st.sessions))
+		for _, s := range b.st.sessions {
+			out = append(out, s.status(b.seconds()))
+		}
+		return nil
+	})
+	if err != nil {
+		return refused(unavailable(err))
 	}
 	slices.SortFunc(out, func(a, b wire.SessionStatus) int { return strings.Compare(b.Session, a.Session) })
-	return out[:min(len(out), maxListed)]
+	return wire.OperatorResponse{Sessions: out[:min(len(out), maxListed)]}
 }
 
 // maxListed keeps an answer within a message.

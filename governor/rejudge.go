@@ -182,7 +182,7 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 		if err != nil {
 			return err
 		}
-		if err := revokeEntry(b, gr, h, "policy", "the policy in force does not allow it any more", nil); err != nil {
+		if err := revokeClaimed(b, h, "policy", "the policy in force does not allow it any more", nil); err != nil {
 			return err
 		}
 	}
@@ -207,6 +207,10 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 			Kind: entry.KindApproved, Session: h.session.id, Handoff: h.id, From: h.from, To: h.to, Grant: h.parent.id, Approved: a,
 		}
 		var body []byte
+		resultID := ""
+		if rec.stage == entry.StageResult {
+			resultID = h.result.claim.ID
+		}
 		if yes {
 			b.unlocked(func() { a.Decided = g.judgeApproved(ctx, b, rec, by) })
 			if rec.stage == entry.StageResult {
@@ -229,7 +233,7 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 			return nil // more people are asked; whoever waits knows that already
 		}
 		b.effects.revoked = append(b.effects.revoked, below...)
-		afterApproval(b, rec, body)
+		afterApproval(b, e, rec, resultID, body)
 		return nil
 	})
 	if err != nil {
@@ -264,6 +268,9 @@ func (g *Governor) approvable(b *batch, rec *heldRecord, by string, yes bool) *w
 	case rec.stage == entry.StageResult:
 		if h.status != statusClaimed || h.grant.state != live || b.seconds() >= h.grant.expires {
 			return over
+		}
+		if yes && len(union(h.result.labels, h.resultLabels())) > wire.MaxLabels {
+			return wire.Refuse(wire.CodeTooLarge, "whoever awaits the result would carry more than 64 labels; turn it down")
 		}
 		if yes && slices.Contains(h.result.approvals, by) {
 			return wire.Refuse(wire.CodePolicyHeld, "you have approved this already; the policy asks for somebody else, too")
@@ -330,21 +337,18 @@ func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord,
 	return d
 }
 
-// afterApproval lets out what the held message would have led to.
-func afterApproval(b *batch, rec *heldRecord, body []byte) {
+// afterApproval lets out what the held message would have led to. resultID and body are those of a result.
+func afterApproval(b *batch, e *entry.Entry, rec *heldRecord, resultID string, body []byte) {
 	h := rec.handoff
 	switch {
 	case rec.stage == entry.StageResult && h.result == nil:
-		b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
-			ID: h.id, Effect: wire.EffectDeny, Entry: &h.newest,
-			Reasons: []wire.Reason{notApproved},
-		}))
+		b.effects.inbox = append(b.effects.inbox, resultVerdict(e, resultID))
 	case rec.stage == entry.StageResult:
-		b.effects.inbox = append(b.effects.inbox, resultMessage(h, body, ""))
+		b.tell(&h.result.told, func() wire.Outbound { return resultMessage(h, body, "") })
 	default:
 		b.effects.inbox = append(b.effects.inbox, verdict(h))
 		if h.status == statusAdmitted {
-			b.effects.inbox = append(b.effects.inbox, notice(h, ""))
+			b.tell(&h.noticed, func() wire.Outbound { return notice(h, "") })
 		}
 	}
 }

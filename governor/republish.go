@@ -104,12 +104,22 @@ func (g *Governor) lostMessage(e *entry.Entry) (wire.Outbound, bool, error) {
 		return denial(e), true, nil
 	case h == nil:
 		return wire.Outbound{}, false, nil
+	case e.Result != nil && (e.Result.Effect == wire.EffectDeny || h.result != nil && h.result.index == e.Index && h.held != nil):
+		claim, err := peekResult(e.Result.Token)
+		return resultVerdict(e, claim.ID), err == nil, err
 	case h.result != nil && h.result.index == e.Index && h.result.effect == wire.EffectAllow:
 		_, body, err := g.cfg.Log.Body(h.result.body)
 		if err != nil {
 			return wire.Outbound{}, false, err
 		}
 		return resultMessage(h, body, ""), true, nil
+	case e.Approved != nil:
+		for id, at := range h.refused {
+			if at == e.Index {
+				return resultVerdict(e, id), true, nil
+			}
+		}
+		return verdict(h), h.newest == e.Index, nil
 	case h.newest == e.Index && (h.status == statusDenied || h.status == statusHeld || h.status == statusRevoked || h.status == statusExpired):
 		return verdict(h), true, nil
 	}

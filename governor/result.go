@@ -38,6 +38,7 @@ type result struct {
 	key     string // thumbprint of the key that signed it
 	repeat  bool   // the token's ID stands in the ledger or state
 	later   bool   // it must be looked at again once this batch is durable
+	over    bool   // its task is unknown, or forgotten: only the ledger can tell
 
 	facts    resultFacts
 	decision *entry.Decision
@@ -73,6 +74,14 @@ func (h *handoff) resultTo() string {
 	return h.session.opener
 }
 
+// resultLabels are those that the receiver of a result of h carries already: it must still be able to hand on what it has.
+func (h *handoff) resultLabels() []string {
+	if target := h.answers(); target != nil {
+		return target.parent.labels
+	}
+	return h.session.root.labels
+}
+
 // verify finds the task and checks the signature of a grant that it was given to. A superseded process is told so.
 func (r *result) verify() {
 	if ids := r.in.Header[wire.HeaderID]; len(ids) == 1 {
@@ -104,6 +113,10 @@ func (r *result) verify() {
 		return
 	}
 	if r.refusal = r.findGrant(); r.refusal != nil {
+		if p, err := peekResult(r.token); r.refusal.Code == wire.CodeHandoffUnknown && err == nil && checkID(p.ID) == nil {
+			// The same may have been accepted in a session that is forgotten by now. Then its receipt is still due.
+			r.claim.ID, r.refusal, r.over = p.ID, nil, true
+		}
 		return
 	}
 	switch {
@@ -133,6 +146,8 @@ func (r *result) verify() {
 	}
 }
 
+const unknownTask = "there is no such task for this agent in this session, or it was never claimed"
+
 // findGrant finds the grant whose key signed the token: the task's current one, or one that was superseded.
 func (r *result) findGrant() *wire.Error {
 	r.g.state.mu.RLock()
@@ -147,7 +162,7 @@ func (r *result) findGrant() *wire.Error {
 	}
 	r.g.state.mu.RUnlock()
 	if len(candidates) == 0 {
-		return wire.Refuse(wire.CodeHandoffUnknown, "there is no such task for this agent in this session, or it was never claimed")
+		return wire.Refuse(wire.CodeHandoffUnknown, unknownTask)
 	}
 	var last error
 	for _, g := range slices.Backward(candidates) {
@@ -163,7 +178,7 @@ func (r *result) findGrant() *wire.Error {
 
 // judge asks the policy whether these labels may flow back.
 func (r *result) judge() {
-	if r.refusal != nil || r.repeat {
+	if r.refusal != nil || r.repeat || r.over {
 		return
 	}
 	st := r.g.state
@@ -198,6 +213,9 @@ func (r *result) sequence(b *batch) error {
 	if r.later = b.disagrees(r.read); r.later {
 		return nil
 	}
+	if r.refusal == nil && r.over {
+		return r.forgotten(b)
+	}
 	if r.refusal == nil {
 		h := b.st.handoffs[r.id]
 		if again, err := r.again(b); again || err != nil {
@@ -220,8 +238,9 @@ func (r *result) sequence(b *batch) error {
 				r.facts = facts
 				b.unlocked(func() { r.ask(h) })
 			}
-			if len(r.facts.labels) > wire.MaxLabels {
-				r.refusal = wire.Refuse(wire.CodeTooLarge, "with what the grant carries these are more than 64 labels; declare fewer")
+			if len(union(r.facts.labels, h.resultLabels())) > wire.MaxLabels {
+				r.refusal = wire.Refuse(wire.CodeTooLarge,
+					"with what the grant and the one that awaits it carry these are more than 64 labels; declare fewer")
 				b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
 				return nil
 			}
@@ -240,14 +259,16 @@ func (r *result) again(b *batch) (bool, error) {
 	if !used && r.repeat {
 		var err error
 		if index, used, err = r.g.cfg.Log.Lookup(r.claim.ID); err != nil {
-			return false, err
+			r.later = r.g.unread(r.ctx, err)
+			return true, nil
 		}
 		if !used {
 			r.later = true // it was used by a batch that could not be written
 			return true, nil
 		}
 	}
-	if h := b.st.handoffs[r.id]; !used || h == nil || h.result != nil && h.result.token == r.token {
+	h := b.st.handoffs[r.id]
+	if !used || h == nil || h.result != nil && h.result.token == r.token {
 		return false, nil
 	}
 	if index >= b.next {
@@ -256,20 +277,64 @@ func (r *result) again(b *batch) (bool, error) {
 	}
 	e, err := r.g.entry(index)
 	if err != nil {
-		return false, err
+		r.later = r.g.unread(r.ctx, err)
+		return true, nil
 	}
 	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
 		return false, nil
 	}
-	effect, reasons := e.Result.Effect, e.Result.Reasons
-	if effect == wire.EffectHold { // and is held no more
-		effect, reasons = wire.EffectDeny, []wire.Reason{notApproved}
+	effect, verdict := e.Result.Effect, e
+	if effect == wire.EffectHold {
+		if at, turnedDown := h.refused[r.claim.ID]; turnedDown {
+			if verdict, err = r.g.entry(at); err != nil {
+				r.later = r.g.unread(r.ctx, err)
+				return true, nil
+			}
+		}
+		effect = wire.EffectDeny // it is held no more
 	}
 	b.effects.receipt(e.From, r.claim.ID, index, effect)
-	b.effects.inbox = append(b.effects.inbox, verdictMessage(e.From, e.Session, wire.Verdict{
-		ID: e.Handoff, Result: r.claim.ID, Effect: effect, Reasons: reasons, Entry: &index,
-	}))
+	b.effects.inbox = append(b.effects.inbox, resultVerdict(verdict, r.claim.ID))
 	return true, nil
+}
+
+// forgotten answers a result whose session is in memory no more: with the receipt that it had, or not at all.
+func (r *result) forgotten(b *batch) error {
+	refuse := func() error {
+		r.refusal = wire.Refuse(wire.CodeHandoffUnknown, unknownTask)
+		b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
+		return nil
+	}
+	index, found, err := r.g.cfg.Log.Lookup(r.claim.ID)
+	if err == nil && !found {
+		return refuse()
+	}
+	var e *entry.Entry
+	if err == nil {
+		e, err = r.g.entry(index)
+	}
+	if err != nil {
+		r.later = r.g.unread(r.ctx, err)
+		return nil
+	}
+	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
+		return refuse()
+	}
+	b.effects.receipt(e.From, r.claim.ID, index, e.Result.Effect)
+	return nil
+}
+
+// resultVerdict tells the worker what became of a result with this ID that was denied, held or turned down.
+func resultVerdict(e *entry.Entry, id string) wire.Outbound {
+	v := wire.Verdict{ID: e.Handoff, Result: id, Effect: wire.EffectDeny, Reasons: []wire.Reason{notApproved}, Entry: &e.Index}
+	to := e.To
+	switch {
+	case e.Result != nil:
+		to, v.Effect, v.Reasons = e.From, e.Result.Effect, e.Result.Reasons
+	case e.Approved.Decided != nil:
+		v.Reasons = e.Approved.Decided.Reasons
+	}
+	return verdictMessage(to, e.Session, v)
 }
 
 func (r *result) mutable(b *batch, h *handoff) *wire.Error {
@@ -328,9 +393,7 @@ func (r *result) write(b *batch, h *handoff) error {
 		return nil
 	}
 	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index, r.effect)
-	b.effects.inbox = append(b.effects.inbox, verdictMessage(h.to, h.session.id, wire.Verdict{
-		ID: h.id, Result: r.claim.ID, Effect: r.effect, Reasons: r.reasons, Entry: &e.Index,
-	}))
+	b.effects.inbox = append(b.effects.inbox, resultVerdict(e, r.claim.ID))
 	return nil
 }
 
@@ -338,7 +401,7 @@ func (r *result) write(b *batch, h *handoff) error {
 func (r *result) effects(b *batch, h *handoff) {
 	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index, h.result.effect)
 	if h.result.effect == wire.EffectAllow {
-		b.effects.inbox = append(b.effects.inbox, resultMessage(h, r.in.Body, r.trace))
+		b.tell(&h.result.told, func() wire.Outbound { return resultMessage(h, r.in.Body, r.trace) })
 	}
 }
 

@@ -33,7 +33,7 @@ func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (inde
 			return g.close(b, target.session, by, reason, &index)
 		case target != nil && target.state != revoked && target.handoff.status == statusClaimed:
 			// Also where a transfer has ended it: what came of it lives.
-			return revokeEntry(b, target, target.handoff, by, reason, &index)
+			return revokeClaimed(b, target.handoff, by, reason, &index)
 		case target == nil && h != nil && h.session.over == "" && openStatus(h.status):
 			return revokeEntry(b, nil, h, by, reason, &index)
 		}
@@ -44,6 +44,15 @@ func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (inde
 		return 0, unavailable(err)
 	}
 	return index, refusal
+}
+
+// revokeClaimed writes the end of a task that is being worked on. Where it was transferred, it was the only hope of the
+// tasks that it was transferred from: they end with it, and the one who awaits their result is told.
+func revokeClaimed(b *batch, h *handoff, by, reason string, index *uint64) error {
+	for h.mode() == wire.ModeTransfer && h.parent.handoff != nil && h.parent.handoff.status == statusClaimed {
+		h = h.parent.handoff
+	}
+	return revokeEntry(b, h.grant, h, by, reason, index)
 }
 
 // revokeEntry writes the end of a grant, or of a handoff without one.
@@ -103,14 +112,18 @@ func (g *Governor) close(b *batch, s *session, by, reason string, index *uint64)
 
 // expire ends whatever time has ended by the batch's clock. It is proposed every second, and decided by comparison: a
 // timer that fires late ends nothing late, since every claim, offer and call compares for itself.
-func (g *Governor) expire(b *batch) error {
+//
+// At most maxEnded end in one turn, so that nobody waits for all that somebody let end together; more says that some are left.
+func (g *Governor) expire(b *batch) (more bool, err error) {
 	now := b.seconds()
-	for {
+	for first := b.st.next; ; {
+		if b.st.next-first >= uint64(maxEnded) {
+			return true, nil
+		}
 		due, ok := b.st.due(now)
 		if !ok {
 			break
 		}
-		var err error
 		switch h := due.handoff; {
 		case due.session != nil:
 			if s := due.session; s.over == "" && b.st.sessions[s.id] == s {
@@ -118,17 +131,20 @@ func (g *Governor) expire(b *batch) error {
 			}
 		case b.st.handoffs[h.id] != h || h.session.over != "":
 		case h.status == statusClaimed && now >= h.grant.expires:
-			err = revokeEntry(b, h.grant, h, reasonExpired, reasonExpired, nil)
+			err = revokeClaimed(b, h, reasonExpired, reasonExpired, nil)
 		case (h.status == statusAdmitted || h.status == statusHeld) && (now > h.deadline || now >= h.expires):
 			err = revokeEntry(b, nil, h, reasonExpired, reasonExpired, nil)
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
 	b.st.sweep(now)
-	return nil
+	return false, nil
 }
+
+// maxEnded is a variable for tests.
+var maxEnded = 1000
 
 // grantsBelow lists the grant, and all that were handed on from it and are live.
 func grantsBelow(g *grant) []string {
@@ -146,8 +162,8 @@ func grantsBelow(g *grant) []string {
 	return ids
 }
 
-// maxNamed is how many grants one entry names, so that it stays well below entry.MaxSize.
-const maxNamed = 20_000
+// maxNamed is how many grants one entry names, so that it stays well below entry.MaxSize. A variable for tests.
+var maxNamed = 20_000
 
 // endedLinks are what an accepted result ends: the grant that made it and those that transfers led through, as leaves, and
 // what else was handed on from them, whole, also where a transfer has ended it already.
@@ -223,8 +239,8 @@ func (f *feed) keep(l wire.RevokedLink) {
 	}
 }
 
-// feedPage bounds the links of one statement, so that it fits a message.
-const feedPage = 4096
+// feedPage bounds the links of one statement, so that it fits a message. A variable for tests.
+var feedPage = 4096
 
 // revoke publishes links, in as many statements as they need.
 func (f *feed) revoke(links []wire.RevokedLink) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
@@ -34,8 +35,9 @@ type batch struct {
 	records []ledger.Record
 	members []proposal
 	effects effects
-	undo    []func()      // of what is not in the state, should the batch fail
-	judging time.Duration // spent on asking the policy again
+	ids     map[string]bool // that its entries use up
+	undo    []func()        // of what is not in the state, should the batch fail
+	judging time.Duration   // spent on asking the policy again
 }
 
 // maxJudging is how long a batch may ask the policy again before what is left waits for another turn: nobody else's
@@ -57,10 +59,13 @@ func (b *batch) unlocked(f func()) {
 	f()
 }
 
-// used tells whether an ID is used up by the sessions in memory, this batch included.
+// before tells whether the batch's clock is so far behind iat that a verifier of the entry would find it in the future.
+func (b *batch) before(iat int64) bool { return iat > b.seconds()+int64(maxClockBehind/time.Second) }
+
+// used tells whether an ID is used up by this batch or by the sessions in memory.
 func (b *batch) used(id string) bool {
 	_, used := b.st.used[id]
-	return used
+	return used || b.ids[id]
 }
 
 // effects leave after the commit, in this order.
@@ -68,7 +73,36 @@ type effects struct {
 	revoked  []wire.RevokedLink
 	inbox    []wire.Outbound
 	owner    []int                     // of each inbox message, the member it belongs to
+	told     map[int]*told             // of inbox messages, what keeps their repeats apart
 	receipts map[string][]wire.Receipt // by agent
+}
+
+// told is when a notice or a result was put into its receiver's inbox last, Unix milliseconds. Whoever sends the same again
+// gets its receipt each time; the receiver hears of it once a minute at most, or its inbox could be filled with one handoff.
+type told struct{ at atomic.Int64 }
+
+const tellAgain = time.Minute
+
+// tell adds a message to a receiver, unless it was told so a moment ago.
+func (b *batch) tell(t *told, m func() wire.Outbound) {
+	if b.now-t.at.Load() < tellAgain.Milliseconds() {
+		return
+	}
+	t.at.Store(b.now)
+	if b.effects.told == nil {
+		b.effects.told = map[int]*told{}
+	}
+	b.effects.told[len(b.effects.inbox)] = t
+	b.effects.inbox = append(b.effects.inbox, m())
+}
+
+// untold has the messages that did not get out told again as soon as they are asked for. Failed nil: none got out.
+func (x *effects) untold(failed map[int]error) {
+	for i, t := range x.told {
+		if failed == nil || failed[i] != nil {
+			t.at.Store(0)
+		}
+	}
 }
 
 func (x *effects) receipt(agent, id string, index uint64, effect string) {
@@ -94,6 +128,9 @@ func (b *batch) write(e *entry.Entry, k known, ids []string, attach func(*ledger
 		return err
 	}
 	b.records = append(b.records, record)
+	for _, id := range ids {
+		b.ids[id] = true
+	}
 	return nil
 }
 
@@ -132,10 +169,17 @@ func (g *Governor) sequence(ctx context.Context, out chan<- *batch) {
 // decide makes one batch of the proposals, and passes it on once it is durable. A proposal that breaks its batch is
 // found by deciding each alone; one by one they cannot take each other down.
 func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *batch) {
+	if g.stale {
+		for _, p := range members {
+			p.settle(fmt.Errorf("%w: the ledger could not be read back", errUndecided))
+		}
+		return
+	}
 	b, err := g.order(members)
 	ordered := err == nil
 	if ordered {
 		err = g.record(ctx, b)
+		ordered = !errors.Is(err, ledger.ErrIDUsed) // one of them is to blame, not the disk
 	}
 	if err == nil {
 		out <- b
@@ -174,7 +218,7 @@ func (g *Governor) order(members []proposal) (*batch, error) {
 	defer g.state.mu.Unlock()
 	b := &batch{
 		st: g.state, log: g.cfg.LogName, now: max(reading, g.state.clock), judge: g.cfg.Policy.Current(), next: g.state.next,
-		members: members,
+		members: members, ids: map[string]bool{},
 	}
 	if behind := g.state.clock - reading; behind > maxClockBehind.Milliseconds() {
 		return b, fmt.Errorf("%w by %s", errClock, time.Duration(behind)*time.Millisecond)
@@ -235,15 +279,22 @@ func (g *Governor) deliver(ctx context.Context, in <-chan *batch) {
 }
 
 // release sends what a durable batch leads to: revocations before anything that could race them, then inboxes, then
-// receipts. What fails here is durable all the same, and goes out again when the sender repeats or the governor
-// restarts. It returns what became of each member.
+// receipts. What fails here is durable all the same. It goes out again: guards see a gap in the feed and ask for all of it,
+// senders repeat, and what nobody would ask for is owed. It returns what became of each member.
 func (g *Governor) release(ctx context.Context, b *batch) (failed func(member int) error) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	all := func(doing string, err error) func(int) error {
+		g.owe(b, nil)
+		b.effects.untold(nil)
 		g.log.ErrorContext(ctx, "effects of a durable batch did not get out; they go again when asked for", "doing", doing,
 			"first", b.next, "entries", len(b.records), "err", err)
-		return func(int) error { return fmt.Errorf("%s: %w", doing, err) }
+		return func(i int) error {
+			if _, ok := b.members[i].(*step); ok {
+				return nil // it is on record, and must not be called undecided
+			}
+			return fmt.Errorf("%s: %w", doing, err)
+		}
 	}
 	if len(b.effects.revoked) > 0 {
 		if err := g.feed.revoke(b.effects.revoked); err != nil {
@@ -259,7 +310,8 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 		}
 		if ok {
 			b.undelivered(some, undelivered)
-			g.owe(b, some)
+			g.owe(b, some.Failed)
+			b.effects.untold(some.Failed)
 			g.log.WarnContext(ctx, "some inbox messages could not be stored", "messages", len(some.Failed), "err", err)
 		}
 	}
@@ -272,13 +324,16 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 }
 
 // owe keeps what nobody would ask for again: the messages that an approval, a revocation or the passing of time leads to.
-// Offers and results stay in their stream until they are through.
-func (g *Governor) owe(b *batch, e *wire.UndeliveredError) {
+// Offers and results stay in their stream until they are through. Failed has an error for each message that is not out; nil
+// means that none is.
+func (g *Governor) owe(b *batch, failed map[int]error) {
 	g.owed.Lock()
 	defer g.owed.Unlock()
-	for i := range e.Failed {
-		if _, ok := b.members[b.effects.owner[i]].(*step); ok && len(g.owed.messages) < maxOwed {
-			g.owed.messages = append(g.owed.messages, b.effects.inbox[i])
+	for i, m := range b.effects.inbox {
+		_, nobodyAsks := b.members[b.effects.owner[i]].(*step)
+		out := failed != nil && (failed[i] == nil || lostByItsOwner(m, failed[i]))
+		if nobodyAsks && !out && len(g.owed.messages) < maxOwed {
+			g.owed.messages = append(g.owed.messages, m)
 		}
 	}
 }
@@ -314,27 +369,33 @@ func (g *Governor) payOwed(ctx context.Context) {
 // nobody but that agent, and must not come again for ever.
 func (b *batch) undelivered(e *wire.UndeliveredError, into map[int]error) {
 	for i, err := range e.Failed {
-		full := errors.Is(err, &wire.Error{Code: wire.CodeInboxFull})
-		if full && b.effects.inbox[i].Header[wire.HeaderKind][0] == wire.KindVerdict {
+		if _, owed := b.members[b.effects.owner[i]].(*step); owed || lostByItsOwner(b.effects.inbox[i], err) {
 			continue
 		}
 		into[b.effects.owner[i]] = err
 	}
 }
 
+func lostByItsOwner(m wire.Outbound, err error) bool {
+	return errors.Is(err, &wire.Error{Code: wire.CodeInboxFull}) && m.Header[wire.HeaderKind][0] == wire.KindVerdict
+}
+
 const releaseTimeout = 10 * time.Second
 
-// recoverState builds the state again from the ledger, after a commit failed and at the start.
+// recoverState builds the state again from the ledger, after a commit failed. Where the governor is asked to stop before
+// that has succeeded, it decides nothing any more: its state holds what is not on record.
 func (g *Governor) recoverState(ctx context.Context) {
 	for {
 		err := g.rebuild(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil {
+			return
+		}
+		if g.stale = ctx.Err() != nil; g.stale {
 			return
 		}
 		g.log.ErrorContext(ctx, "cannot read the ledger back; trying again", "err", err)
 		select {
 		case <-ctx.Done():
-			return
 		case <-time.After(time.Second):
 		}
 	}

@@ -3,6 +3,7 @@ package governor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -61,6 +62,9 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 		terms.MaxDepth = min(terms.MaxDepth, 2*answer.MaxHops)
 	}
 	root, err := g.cfg.Issuer.Issue(ctx, r.Sender, r.Body, terms) // 3. the issuer, who judges for itself
+	if step, ok := errors.AsType[*aat.StepError](err); ok && step.Step == "2a" || len(root) > wire.MaxToken {
+		return wire.OpenResponse{Error: wire.Refuse(wire.CodeTooLarge, "the root would be larger than 60 KiB; ask for fewer tools or constraints")}
+	}
 	if err != nil {
 		return wire.OpenResponse{Error: asRefusal(err)}
 	}
@@ -79,12 +83,20 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	}
 	err = g.do(ctx, func(b *batch) error { // 4. sequence, record
 		refusal = nil // this may run again, where its batch fails
-		if b.used(request.ID) {
+		if used, err := g.usedBefore(b, request.ID); err != nil {
+			refusal = unavailable(err)
+			return nil
+		} else if used {
 			refusal = wire.Refuse(wire.CodeUnavailable, "the same session is being opened at this moment; ask again")
 			return nil
 		}
 		if holder, bound := b.st.holders[request.JWK.Thumbprint()]; bound && holder.agent != r.Sender {
 			refusal = wire.Refuse(wire.CodeKeyBound, "this key is bound to another agent; generate one of your own")
+			return nil
+		}
+		if b.st.opens[r.Sender] >= g.cfg.MaxSessions {
+			refusal = wire.Refuse(wire.CodeSessionLimit,
+				fmt.Sprintf("this agent has %d open sessions; close one first", g.cfg.MaxSessions))
 			return nil
 		}
 		if terms.Expires <= b.seconds() {
@@ -108,6 +120,15 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	return g.opened(root, terms.Expires, e.Index, false, reasons) // 5. only now is there a session
 }
 
+// usedBefore tells whether an ID is used up, also by a session that was not opened: no state has that one.
+func (g *Governor) usedBefore(b *batch, id string) (bool, error) {
+	if b.used(id) {
+		return true, nil
+	}
+	_, found, err := g.cfg.Log.Lookup(id)
+	return found, err
+}
+
 // denySession records that a session was not opened, and answers so.
 func (g *Governor) denySession(
 	ctx context.Context, opener, id, effect string, decision *entry.Decision, reasons []wire.Reason,
@@ -118,7 +139,10 @@ func (g *Governor) denySession(
 	}
 	err := g.do(ctx, func(b *batch) error {
 		out = wire.OpenResponse{}
-		if b.used(id) || b.judge.Digest() != decision.Bundle {
+		if used, err := g.usedBefore(b, id); err != nil {
+			out.Error = unavailable(err)
+			return nil
+		} else if used || b.judge.Digest() != decision.Bundle {
 			out.Error = wire.Refuse(wire.CodeUnavailable, "the policy has just changed, or the same is being asked; ask again")
 			return nil
 		}
@@ -268,7 +292,7 @@ func (g *Governor) verifySessionProof(jwk aat.JWK, token string, r wire.Request)
 		return refusal
 	}
 	hash, err := wire.RequestHash(r.Body)
-	if err != nil || hash != proof.RequestHash {
+	if err != nil || hash != proof.RequestHash || proof.Verb != r.Verb {
 		return wire.Refuse(wire.CodeProof, "the proof was made for another request")
 	}
 	return nil
@@ -331,14 +355,23 @@ func (g *Governor) closeAs(ctx context.Context, id, by, reason string) wire.Sess
 }
 
 // sessionStatus answers a session.status request by the opener.
-func (g *Governor) sessionStatus(r wire.Request) wire.SessionStatus {
-	s, _, refusal := g.ownSession(r)
+func (g *Governor) sessionStatus(ctx context.Context, r wire.Request) (status wire.SessionStatus) {
+	s, request, refusal := g.ownSession(r)
 	if refusal != nil {
 		return wire.SessionStatus{Error: refusal}
 	}
-	g.state.mu.RLock()
-	defer g.state.mu.RUnlock()
-	return s.status(g.cfg.Now().Unix())
+	err := g.do(ctx, func(b *batch) error {
+		if s := b.st.sessions[s.id]; s != nil {
+			status = s.status(b.seconds())
+		} else {
+			status.Error = g.absentSession(request.Session)
+		}
+		return nil
+	})
+	if err != nil {
+		return wire.SessionStatus{Error: unavailable(err)}
+	}
+	return status
 }
 
 // status is what may be said of a session at the time now (Unix seconds). The caller has locked the state.

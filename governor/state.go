@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"fmt"
 	"maps"
+
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ type State struct {
 	sender   map[string]uint64      // agent → newest entry it sent
 	receiver map[string]uint64      // agent → newest entry to it
 	open     map[string]int         // agent → handoffs admitted for it, without a result
+	opens    map[string]int         // agent → sessions that it has opened, and that are not over
 	used     map[string]uint64      // every ID of these sessions → its entry
 	held     map[uint64]*heldRecord // index of a held decision → what waits
 	expiries expiries               // what to end when, soonest first
@@ -42,14 +44,14 @@ type State struct {
 
 	keys     *Keys
 	verifier *aat.Verifier
-	profile  *profile.Profile
+	profile  *profile.Profile // with the governor keys of entries that are read back, also those that are retired
 }
 
 func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 	return &State{
 		keys:     keys,
 		verifier: v,
-		profile:  p,
+		profile:  &profile.Profile{Governors: maps.Clone(p.Governors), Issuers: p.Issuers},
 		sessions: map[string]*session{},
 		handoffs: map[string]*handoff{},
 		grants:   map[[32]byte]*grant{},
@@ -58,6 +60,7 @@ func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 		sender:   map[string]uint64{},
 		receiver: map[string]uint64{},
 		open:     map[string]int{},
+		opens:    map[string]int{},
 		used:     map[string]uint64{},
 		held:     map[uint64]*heldRecord{},
 		touched:  map[string]bool{},
@@ -122,7 +125,11 @@ type handoff struct {
 	lost      map[string]bool // thumbprints of keys that were superseded
 	leased    int64           // Unix milliseconds until which the grant's process is protected from take-over
 	result    *resultRecord
-	approvals []string // who approved it
+	approvals []string          // who approved it
+	held      *uint64           // the entry that holds it, or its result
+	refused   map[string]uint64 // IDs of results that were held → the entry that turned each down
+
+	noticed told // not of the ledger
 }
 
 func (h *handoff) mode() string { return h.claim.Mode }
@@ -160,6 +167,8 @@ type resultRecord struct {
 	claim     wire.ResultToken
 	labels    []string
 	approvals []string
+
+	told told // not of the ledger
 }
 
 // grantState tells what may still be done with a grant.
@@ -347,6 +356,7 @@ func (st *State) applyOpened(e *entry.Entry) error {
 		key: claims.Holder.Thumbprint(), labels: o.Labels, expires: claims.ExpiresAt,
 	}
 	st.sessions[s.id] = s
+	st.opens[s.opener]++
 	st.touch(liveSession + s.id)
 	st.used[s.id] = e.Index
 	st.addGrant(s.root)
@@ -384,6 +394,9 @@ func (st *State) applyClosed(e *entry.Entry) error {
 	if s == nil {
 		return fmt.Errorf("no such session")
 	}
+	if st.opens[s.opener]--; st.opens[s.opener] == 0 {
+		delete(st.opens, s.opener)
+	}
 	s.over = "closed"
 	if e.Closed.Reason == reasonExpired {
 		s.over = reasonExpired
@@ -417,10 +430,28 @@ func (st *State) revokeHandoff(h *handoff) {
 	}
 }
 
-// setStatus keeps the receivers' counts of open handoffs.
+// hold has an entry wait for a person.
+func (st *State) hold(index uint64, rec *heldRecord) {
+	rec.entries = append(rec.entries, index)
+	st.held[index] = rec
+	rec.handoff.held = &index
+}
+
+// unhold forgets what waits for a person about a handoff.
+func (st *State) unhold(h *handoff) {
+	if h.held != nil {
+		delete(st.held, *h.held)
+		h.held = nil
+	}
+}
+
+// setStatus keeps the receivers' counts of open handoffs. Nothing waits for a person about one that is over.
 func (st *State) setStatus(h *handoff, to status) {
 	was, is := openStatus(h.status), openStatus(to)
 	h.status = to
+	if !is {
+		st.unhold(h)
+	}
 	switch {
 	case is && !was:
 		st.open[h.to]++
@@ -449,7 +480,7 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 		h.reasons = d.Reasons
 		if d.Effect == wire.EffectHold {
 			st.setStatus(h, statusHeld)
-			st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageClaim, entries: []uint64{e.Index}}
+			st.hold(e.Index, &heldRecord{handoff: h, stage: entry.StageClaim})
 		} else {
 			st.setStatus(h, statusDenied)
 		}
@@ -471,8 +502,10 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 				return err
 			}
 			k.handoff = &p.Claim
-			if k.offer, err = st.restoreOffer(parent.link, d.Offer); err != nil && d.Effect != wire.EffectDeny {
-				return err
+			if d.Effect != wire.EffectDeny {
+				if k.offer, err = st.restoreOffer(parent.link, d.Offer); err != nil {
+					return err
+				}
 			}
 		}
 		h = &handoff{
@@ -502,7 +535,7 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 	case wire.EffectHold:
 		parent.children = append(parent.children, h)
 		st.setStatus(h, statusHeld)
-		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageOffer, entries: []uint64{e.Index}}
+		st.hold(e.Index, &heldRecord{handoff: h, stage: entry.StageOffer})
 		heap.Push(&st.expiries, expiry{at: min(h.deadline+1, h.expires), handoff: h})
 	default:
 		s.denied++
@@ -516,8 +549,8 @@ func (st *State) applyApproved(e *entry.Entry, k known) error {
 	if rec == nil {
 		return fmt.Errorf("entry %d holds nothing", e.Approved.Of)
 	}
-	delete(st.held, e.Approved.Of)
 	h, a := rec.handoff, e.Approved
+	st.unhold(h)
 	h.newest = e.Index
 	if a.Approve {
 		if rec.stage == entry.StageResult {
@@ -532,12 +565,19 @@ func (st *State) applyApproved(e *entry.Entry, k known) error {
 	}
 	switch {
 	case effect == wire.EffectHold: // more people are asked
-		rec.entries = append(rec.entries, e.Index)
-		st.held[e.Index] = rec
+		if d := a.Decided; rec.stage == entry.StageOffer {
+			h.granted, h.labels, h.expires, h.deadline, h.maxDepth = d.Granted, d.Labels, d.Expires, d.Deadline, d.MaxDepth
+			heap.Push(&st.expiries, expiry{at: min(h.deadline+1, h.expires), handoff: h})
+		}
+		st.hold(e.Index, rec)
 	case rec.stage == entry.StageResult && effect == wire.EffectAllow:
 		h.result.labels = union(h.result.labels, a.Decided.Labels)
 		st.accept(h, e.Index, h.result)
 	case rec.stage == entry.StageResult:
+		if h.refused == nil {
+			h.refused = map[string]uint64{}
+		}
+		h.refused[h.result.claim.ID] = e.Index
 		h.result = nil
 	case effect != wire.EffectAllow:
 		h.reasons = []wire.Reason{{Code: wire.CodeApprovalDenied, Message: "a person was asked, and said no"}}
@@ -615,7 +655,7 @@ func (st *State) applyResult(e *entry.Entry) error {
 	}
 	h.result = &resultRecord{index: e.Index, body: e.Index, token: r.Token, effect: r.Effect, claim: claim, labels: r.Labels}
 	if r.Effect == wire.EffectHold {
-		st.held[e.Index] = &heldRecord{handoff: h, stage: entry.StageResult, entries: []uint64{e.Index}}
+		st.hold(e.Index, &heldRecord{handoff: h, stage: entry.StageResult})
 		return nil
 	}
 	st.accept(h, e.Index, h.result)
@@ -710,7 +750,6 @@ func (st *State) forget(s *session) {
 		}
 		delete(st.handoffs, h.id)
 		delete(st.used, h.id)
-		maps.DeleteFunc(st.held, func(_ uint64, r *heldRecord) bool { return r.handoff == h })
 	}
 	for _, g := range s.grants {
 		delete(st.grants, g.link.Hash)
@@ -750,6 +789,7 @@ func (st *State) replace(fresh *State) {
 	st.next, st.clock, st.bundle = fresh.next, fresh.clock, fresh.bundle
 	st.sessions, st.handoffs, st.grants, st.byID = fresh.sessions, fresh.handoffs, fresh.grants, fresh.byID
 	st.holders, st.sender, st.receiver, st.open = fresh.holders, fresh.sender, fresh.receiver, fresh.open
+	st.opens = fresh.opens
 	st.used, st.held, st.expiries, st.touched = fresh.used, fresh.held, fresh.expiries, fresh.touched
 }
 

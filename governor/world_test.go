@@ -264,6 +264,15 @@ func (a *agent) openRequest(tools aat.Tools) wire.OpenRequest {
 // sign adds the proof to a request with a member proof, which must be "" in it.
 func (a *agent) prove(request any) []byte {
 	a.t.Helper()
+	if _, ok := request.(wire.OpenRequest); ok {
+		return a.proveFor(wire.VerbSessionOpen, request)
+	}
+	return a.proveFor(wire.VerbSessionClose, request)
+}
+
+// proveFor adds a proof that is good for one verb.
+func (a *agent) proveFor(verb string, request any) []byte {
+	a.t.Helper()
 	body := encode(a.t, request)
 	hash, err := wire.RequestHash(body)
 	if err != nil {
@@ -271,7 +280,7 @@ func (a *agent) prove(request any) []byte {
 	}
 	now := a.w.now()
 	proof, err := jws.SignJSON(wire.TypeSession, wire.SessionProof{
-		ID: newID(a.t), IssuedAt: now, Expires: now + 60, Audience: a.w.d.Endpoint.Governor, Subject: a.name, RequestHash: hash,
+		ID: newID(a.t), IssuedAt: now, Expires: now + 60, Audience: a.w.d.Endpoint.Governor, Subject: a.name, Verb: verb, RequestHash: hash,
 	}, a.key)
 	if err != nil {
 		a.t.Fatal(err)

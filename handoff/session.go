@@ -125,11 +125,11 @@ func (c *Client) proveOpen(ctx context.Context, request wire.OpenRequest, person
 			return nil, fmt.Errorf("handoff: proving the principal: %w", err)
 		}
 	}
-	return proveRequest(c, k.Governor, &request, &request.Proof)
+	return proveRequest(c, k.Governor, wire.VerbSessionOpen, &request, &request.Proof)
 }
 
 // proveRequest encodes the request twice: without its proof, to sign that, and with it.
-func proveRequest[T any](c *Client, governor string, request *T, proof *string) ([]byte, error) {
+func proveRequest[T any](c *Client, governor, verb string, request *T, proof *string) ([]byte, error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, fmt.Errorf("handoff: encoding the request: %w", err)
@@ -141,7 +141,7 @@ func proveRequest[T any](c *Client, governor string, request *T, proof *string) 
 	now := c.cfg.Now().Unix()
 	*proof, err = jws.SignJSON(wire.TypeSession, wire.SessionProof{
 		ID: rand.Text(), IssuedAt: now, Expires: now + wire.ProofLifetime, Audience: governor, Subject: string(c.name),
-		RequestHash: hash,
+		Verb: verb, RequestHash: hash,
 	}, c.key)
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func proveRequest[T any](c *Client, governor string, request *T, proof *string) 
 
 // Close ends the session and revokes everything under it. The reason is for the record and may be "".
 func (s *Session) Close(ctx context.Context, reason string) error {
-	_, err := s.client.session(ctx, wire.SubjectSessionClose, s.Session(), reason)
+	_, err := s.client.session(ctx, wire.SubjectSessionClose, wire.VerbSessionClose, s.Session(), reason)
 	return err
 }
 
@@ -162,16 +162,16 @@ func (s *Session) Status(ctx context.Context) (*wire.SessionStatus, error) {
 
 // SessionStatus says how a session stands that this process has opened.
 func (c *Client) SessionStatus(ctx context.Context, id string) (*wire.SessionStatus, error) {
-	return c.session(ctx, wire.SubjectSessionStatus, id, "")
+	return c.session(ctx, wire.SubjectSessionStatus, wire.VerbSessionStatus, id, "")
 }
 
 // CloseSession ends a session that this process has opened; see [Session.Close].
 func (c *Client) CloseSession(ctx context.Context, id, reason string) error {
-	_, err := c.session(ctx, wire.SubjectSessionClose, id, reason)
+	_, err := c.session(ctx, wire.SubjectSessionClose, wire.VerbSessionClose, id, reason)
 	return err
 }
 
-func (c *Client) session(ctx context.Context, subject, id, reason string) (*wire.SessionStatus, error) {
+func (c *Client) session(ctx context.Context, subject, verb, id, reason string) (*wire.SessionStatus, error) {
 	if !profile.IsID(id) {
 		return nil, wire.Refuse(wire.CodeID, "a session's ID is a UUIDv7 in lower case with hyphens")
 	}
@@ -181,6 +181,6 @@ func (c *Client) session(ctx context.Context, subject, id, reason string) (*wire
 			return nil, err
 		}
 		request := &wire.SessionRequest{Session: id, Reason: reason}
-		return proveRequest(c, k.Governor, request, &request.Proof)
+		return proveRequest(c, k.Governor, verb, request, &request.Proof)
 	}, func(a *wire.SessionStatus) *wire.Error { return a.Error })
 }

@@ -272,6 +272,9 @@ func (s *session) offered(e *entry.Entry, at time.Time) error {
 		Asked: link.Tools, Granted: d.Granted, Labels: d.Labels, Reasons: d.Reasons, Entry: e.Index,
 		State: stateAfter(d.Effect, "admitted"), parent: s.Tools,
 	}
+	if h.To == "" { // no agent that is known
+		h.To = link.Handoff.To
+	}
 	if d.Deadline > 0 {
 		h.Deadline = time.Unix(d.Deadline, 0)
 	}

@@ -119,7 +119,13 @@ func (i *Issuer) checkOpener(opener string, request wire.OpenRequest, body []byt
 	if err != nil {
 		return err
 	}
-	return i.checkProof(proof, i.cfg.Governor, opener, hash)
+	if proof.Verb != wire.VerbSessionOpen {
+		return wire.Refuse(wire.CodeProof, "the proof's verb must be "+wire.VerbSessionOpen)
+	}
+	return i.checkProof(wire.PrincipalProof{
+		ID: proof.ID, IssuedAt: proof.IssuedAt, Expires: proof.Expires, Audience: proof.Audience, Subject: proof.Subject,
+		RequestHash: proof.RequestHash,
+	}, i.cfg.Governor, opener, hash)
 }
 
 // checkPrincipal keeps people and workloads apart: a workload is the opener, a person has signed this very request.
@@ -147,12 +153,13 @@ func (i *Issuer) checkPrincipal(opener string, p wire.Principal, body []byte) er
 		if err != nil {
 			return err
 		}
-		return i.checkProof(wire.SessionProof(proof), i.cfg.URI, p.Name, hash)
+		return i.checkProof(proof, i.cfg.URI, p.Name, hash)
 	}
 	return wire.Refuse(wire.CodeMalformed, "principal.kind must be human or workload")
 }
 
-func (i *Issuer) checkProof(proof wire.SessionProof, audience, subject, hash string) error {
+// checkProof checks what the opener's proof and a person's have in common.
+func (i *Issuer) checkProof(proof wire.PrincipalProof, audience, subject, hash string) error {
 	now := i.cfg.Now()
 	issued, expires := time.Unix(proof.IssuedAt, 0), time.Unix(proof.Expires, 0)
 	switch {

@@ -56,7 +56,8 @@ func ask(t *testing.T) *asking {
 		TTL: 600, MaxHops: 2, JWK: jwkOf(a.agent),
 	}
 	a.proof = wire.SessionProof{
-		ID: "1", IssuedAt: now.Unix(), Expires: now.Unix() + 60, Audience: governorURI, Subject: opener,
+		Verb: wire.VerbSessionOpen,
+		ID:   "1", IssuedAt: now.Unix(), Expires: now.Unix() + 60, Audience: governorURI, Subject: opener,
 	}
 	a.terms = governor.RootTerms{Tools: tools, IssuedAt: now.Unix(), Expires: now.Unix() + 600, MaxDepth: 4}
 	return a
@@ -144,6 +145,7 @@ func TestRefusals(t *testing.T) {
 		"more after the proof":    {wire.CodeProof, issuer.Config{}, func(a *asking) { a.after = func(r *wire.OpenRequest) { r.MaxHops = 9 } }},
 		"no proof":                {wire.CodeProof, issuer.Config{}, func(a *asking) { a.after = func(r *wire.OpenRequest) { r.Proof = "" } }},
 		"an old proof":            {wire.CodeProof, issuer.Config{}, func(a *asking) { a.proof.IssuedAt -= 200; a.proof.Expires -= 200 }},
+		"a proof for closing":     {wire.CodeProof, issuer.Config{}, func(a *asking) { a.proof.Verb = wire.VerbSessionClose }},
 		"a proof of an hour":      {wire.CodeProof, issuer.Config{}, func(a *asking) { a.proof.Expires += 3600 }},
 		"a proof for elsewhere":   {wire.CodeProof, issuer.Config{}, func(a *asking) { a.proof.Audience = "spiffe://elsewhere/governor" }},
 		"another workload":        {wire.CodeForbidden, issuer.Config{}, func(a *asking) { a.request.Principal.Name = "handoff=dlocal=sagent=sboss" }},

@@ -34,6 +34,7 @@ const (
 	CodeSessionUnknown Code = "session_unknown"  // open the session first
 	CodeSessionClosed  Code = "session_closed"   // open another session
 	CodeSessionExpired Code = "session_expired"  // open another session, with a longer ttl
+	CodeSessionLimit   Code = "session_limit"    // you have too many open sessions: close one first
 	CodeNotYours       Code = "not_yours"        // only its holder, opener or receiver may do that
 	CodeParentUnknown  Code = "parent_unknown"   // par_hash must name a grant that the governor gave you
 	CodeParentNotYours Code = "parent_not_yours" // par_hash names another agent's grant

@@ -116,6 +116,7 @@ const (
 const (
 	MaxBody       = 1 << 20   // a task's or a result's bytes
 	MaxPayload    = 2 << 20   // a NATS message with its headers
+	MaxRequest    = 64 << 10  // the body of a claim, or of a request about a session
 	MaxToken      = 60 << 10  // one link: JetStream allows 64 KiB for all headers of a message together
 	MaxChain      = 256 << 10 // all links of a chain together
 	SaltSize      = 32        // before base64url

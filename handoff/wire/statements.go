@@ -45,6 +45,7 @@ type SessionProof struct {
 	Expires     int64  `json:"exp"`
 	Audience    string `json:"aud"`
 	Subject     string `json:"sub"`
+	Verb        string `json:"verb"`         // what is asked for: "session.open", "session.close" or "session.status"
 	RequestHash string `json:"request_hash"` // of the request as RFC 8785 JSON with proof set to ""
 }
 
