@@ -50,6 +50,11 @@ func (l *logged) use(c *daemon.Config) {
 	c.Logger = slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
+// useAll hears everything.
+func (l *logged) useAll(c *daemon.Config) {
+	c.Logger = slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 const noSessions = `session := {"effect": "deny", "reasons": [{"code": "night", "message": "nobody works now"}]} if input.ttl == 77
 
 session := {"effect": "allow"} if input.ttl != 77
