@@ -21,7 +21,8 @@ type feed struct {
 	governor string // URI
 	skew     time.Duration
 	timeout  time.Duration
-	max      int // links
+	max      int              // links
+	clock    func() time.Time // Config.Now as it is, with a monotonic reading where there is one
 
 	mu       sync.RWMutex
 	epoch    string
@@ -31,7 +32,8 @@ type feed struct {
 	upto     uint64    // highest sequence of a page of it: what is between last and this is still to come
 	base     uint64    // sequence of the first page of the snapshot that is being read
 	after    string    // the page to ask for next
-	heard    time.Time // when the newest statement was applied
+	heard    time.Time // when the newest statement was applied, by the guard's clock,
+	arrived  time.Time // and by Config.Now, which goes on where the guard's clock stands still
 	links    map[[32]byte]string
 	expiring map[int64][][32]byte // :: minute after which they are forgotten → links
 	swept    int64                // minutes below are forgotten
@@ -39,18 +41,23 @@ type feed struct {
 
 func newFeed(governor string, cfg Config) *feed {
 	return &feed{
-		governor: governor, skew: cfg.Skew, timeout: cfg.FeedTimeout, max: cfg.MaxRevocations,
+		governor: governor, skew: cfg.Skew, timeout: cfg.FeedTimeout, max: cfg.MaxRevocations, clock: cfg.Now,
 		first: 1, links: map[[32]byte]string{}, expiring: map[int64][][32]byte{},
 	}
 }
 
-// fresh says whether the feed can be relied on now.
+// fresh says whether the feed can be relied on now. The guard's clock stands still after the wall clock was set back, so
+// the time that has really passed counts as well. Where there is no telling, because a clock without a monotonic reading
+// was set back, the feed is not fresh until the next statement.
 func (f *feed) fresh(now time.Time) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	age := now.Sub(f.heard)
-	return f.complete() && age <= f.timeout && age >= -f.timeout
+	passed := f.clock().Sub(f.arrived)
+	return f.complete() && now.Sub(f.heard) <= f.timeout && 0 <= passed && passed <= f.timeout
 }
+
+// alive notes a sign of life.
+func (f *feed) alive(now time.Time) { f.heard, f.arrived = now, f.clock() }
 
 // complete says whether nothing is missing up to the newest statement or page.
 func (f *feed) complete() bool { return f.read && f.last >= f.upto }
@@ -119,7 +126,7 @@ func (f *feed) statement(sequence uint64, now time.Time) {
 		f.restart(sequence)
 	}
 	f.last = sequence
-	f.heard = now
+	f.alive(now)
 }
 
 // page notes the place of a page of a snapshot. The pages need not stand at one sequence: what was revoked after the
@@ -146,7 +153,8 @@ func (f *feed) page(s wire.RevocationFeed, now time.Time) error {
 	f.upto = max(f.upto, s.Sequence)
 	f.after = s.Next
 	if s.Next == "" {
-		f.read, f.heard = true, now
+		f.read = true
+		f.alive(now)
 	}
 	return nil
 }

@@ -57,7 +57,47 @@ func TestFeedMustBeFresh(t *testing.T) {
 	w.beat()
 	w.permits(h)
 	w.advance(-time.Hour) // a clock that was set back
-	w.refuses(w.root().to("b"), wire.CodeGuardFeed)
+	w.refuses(h, wire.CodeGuardFeed)
+}
+
+// Who sets a guard's clock back wants a revoked grant again, whose revocation the guard has forgotten since it expired.
+func TestRevocationNotForgottenAfterClockFallsBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	// expires + skew one second before a full minute
+	end := w.now().Truncate(time.Minute).Add(2*time.Minute - 6*time.Second)
+	h := w.root().until(end)
+	w.feed(w.statement(h.revoked(2, wire.StateRevoked)))
+	w.refuses(h, wire.CodeRevoked)
+	for w.now().Before(end.Add(6 * time.Second)) {
+		w.advance(time.Second)
+		w.beat()
+	}
+	for range 2 { // set back twice by what the feed tolerates, with a sign of life between
+		w.advance(-4 * time.Second)
+		w.beat()
+	}
+	w.refuses(h, wire.CodeExpired)
+}
+
+// Who sets a guard's clock back and cuts it off from the governor wants the feed to stay fresh for as long as the guard's
+// time stands still.
+func TestFeedGrowsOldWhileTimeStandsStill(t *testing.T) {
+	t.Parallel()
+	w, c := newSteppedWorld(t)
+	h := w.root().to("b")
+	proofs := []guard.Presentation{h.present(), h.present(), h.present()}
+	c.wall -= 20 * time.Second
+	for i, p := range proofs {
+		_, err := w.check(p, "b")
+		switch {
+		case i < 2 && err != nil:
+			t.Fatal(err)
+		case i == 2:
+			wantCode(t, err, wire.CodeGuardFeed)
+		}
+		c.ahead += 3 * time.Second
+	}
 }
 
 // A statement that the guard has not had closes it, until a snapshot says what it has missed.

@@ -49,8 +49,11 @@ type Config struct {
 	// *[wire.Error] is handed to the caller as it is, any other error only logged and answered as policy_error.
 	Decide func(context.Context, *Call) error
 
-	Now    func() time.Time // nil: time.Now
-	Logger *slog.Logger     // nil: none. One line for each refusal; never a credential
+	// Now is the wall clock; nil: time.Now. The guard's own clock is the latest that Now has ever said, so one that is set
+	// back revives nothing: the guard's time stands still until Now has caught up. The other side of it: one reading that
+	// is wrong by hours ahead closes the guard until it is started anew, or until Now gets there.
+	Now    func() time.Time
+	Logger *slog.Logger // nil: none. One line for each refusal; never a credential
 }
 
 // Issuer is a trust anchor, and the governor that is trusted for the chains of its roots.
@@ -92,6 +95,7 @@ func IssuerOf(keys wire.Keys) (Issuer, error) {
 // Guard decides on calls. It is safe for use by several goroutines at once.
 type Guard struct {
 	cfg     Config
+	latest  atomic.Int64 // Unix nanoseconds: the latest time seen; see now
 	started time.Time
 	proofs  *proofs
 
@@ -162,11 +166,28 @@ func New(cfg Config) (*Guard, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Guard{cfg: cfg, started: cfg.Now(), proofs: newProofs(cfg.MaxProofs)}
+	g := &Guard{cfg: cfg, proofs: newProofs(cfg.MaxProofs)}
+	g.started = g.now()
 	if err := g.Trust(cfg.Issuers...); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// now is the guard's clock: it never goes back, because what has been forgotten, a used proof or the revocation of a link
+// that has expired, must never be needed again. It has no monotonic reading: Go would compare by that alone, and miss that
+// the wall clock was set.
+func (g *Guard) now() time.Time {
+	now := g.cfg.Now().UnixNano()
+	for {
+		latest := g.latest.Load()
+		if now <= latest {
+			return time.Unix(0, latest)
+		}
+		if g.latest.CompareAndSwap(latest, now) {
+			return time.Unix(0, now)
+		}
+	}
 }
 
 // Check permits a call or refuses it. The args are the JSON object of the invocation's arguments; caller is the name of
@@ -187,7 +208,7 @@ func limit(s string) string { return s[:min(len(s), 256)] }
 
 // check returns what it knows of the call even when it refuses.
 func (g *Guard) check(ctx context.Context, p Presentation, tool string, args []byte, caller string) (*Call, *wire.Error) {
-	now := g.cfg.Now()
+	now := g.now()
 	t := g.trusted(now)
 	if len(t.issuers) == 0 {
 		return &Call{}, wire.Refuse(wire.CodeGuardGovernor, "the guard trusts nobody yet: its operator must configure an issuer")

@@ -205,6 +205,64 @@ func TestProofIsUsedUp(t *testing.T) {
 	}
 }
 
+// Who sets a guard's clock back by a few seconds, less than anything notices, wants to use a proof again that the guard
+// has forgotten since its window closed.
+func TestProofNotReplayedAfterClockFallsBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.root().to("b")
+	p := h.present()
+	if _, err := w.check(p, "b"); err != nil {
+		t.Fatal(err)
+	}
+	for range 32 { // the proof's window closes, and other calls sweep it
+		w.advance(time.Second)
+		w.beat()
+	}
+	w.permits(h)
+	w.advance(-4 * time.Second)
+	w.beat()
+	wantCode(t, second(w.check(p, "b")), wire.CodeProof)
+}
+
+// Who can set the wall clock of a guard's machine wants used proofs and expired grants again. Go's monotonic reading hides
+// the step from whoever subtracts two times.
+func TestWallClockSetBackRevivesNothing(t *testing.T) {
+	t.Parallel()
+	w, c := newSteppedWorld(t)
+	h := w.root(func(c *aat.Claims) { c.ExpiresAt = w.now().Unix() + 60 }).to("b")
+	p := h.present()
+	if _, err := w.check(p, "b"); err != nil {
+		t.Fatal(err)
+	}
+	for range 90 { // the proof's window closes, the grant expires, other calls are made
+		c.ahead += time.Second
+		w.follow(c)
+		w.beat()
+	}
+	w.permits(w.root().to("c"))
+	wantCode(t, second(w.check(p, "b")), wire.CodeExpired)
+	c.wall -= 85 * time.Second
+	wantCode(t, second(w.check(p, "b")), wire.CodeExpired)
+}
+
+// A wall clock that was wrong for a moment closes the guard, for it cannot tell which of the two times was wrong. It goes
+// on when the clock has got there.
+func TestClockAheadCloses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.root().to("b")
+	w.advance(time.Minute)
+	wantCode(t, second(w.check(h.present(), "b")), wire.CodeGuardFeed)
+	w.advance(-time.Minute)
+	w.beatRefused()
+	w.refuses(h, wire.CodeGuardFeed)
+	w.advance(time.Minute)
+	w.beat()
+	w.snapshot("", "")
+	w.permits(h)
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestProofUsedOnceAmongMany(t *testing.T) {

@@ -56,7 +56,7 @@ func (g *Guard) Trust(issuers ...Issuer) error {
 	}
 	g.trusting.Lock()
 	defer g.trusting.Unlock()
-	g.trust.Store(g.newTrust(issuers, nil, g.cfg.Now()))
+	g.trust.Store(g.newTrust(issuers, nil, g.now()))
 	return nil
 }
 
@@ -69,7 +69,7 @@ func checkKey(key ed25519.PublicKey) error {
 func (g *Guard) newTrust(issuers []Issuer, feeds map[string]*feed, now time.Time) *trust {
 	t := &trust{
 		verifier: aat.Verifier{
-			Audience: g.cfg.Audience, Now: g.cfg.Now, MaxIATSkew: g.cfg.Skew, MaxLifetime: g.cfg.MaxLifetime,
+			Audience: g.cfg.Audience, Now: g.now, MaxIATSkew: g.cfg.Skew, MaxLifetime: g.cfg.MaxLifetime,
 			PoPWindow: g.cfg.ProofWindow, RequirePoPAudience: true,
 		},
 		profile: profile.Profile{Governors: map[string][]ed25519.PublicKey{}},
@@ -140,7 +140,7 @@ func (g *Guard) trusted(now time.Time) *trust {
 // what it lacks, and [Guard.NeedSnapshot] says what to ask for. An error means that the statement was not believed, or
 // cannot be used now; the guard stays as strict as it was.
 func (g *Guard) Feed(token string) error {
-	now := g.cfg.Now()
+	now := g.now()
 	unverified, err := jws.Parse(token, wire.TypeRevocation, wire.MaxPayload)
 	if err != nil {
 		return fmt.Errorf("revocation feed: %w", err)
@@ -170,7 +170,7 @@ func (g *Guard) Feed(token string) error {
 // NeedSnapshot says whether the guard lacks something of what the governor (a URI) has revoked. Where it does, ask
 // wire.SubjectRevocations for the page after that hash, give the answer to [Guard.Feed], and ask again.
 func (g *Guard) NeedSnapshot(governor string) (after string, needed bool) {
-	for _, f := range g.trusted(g.cfg.Now()).feeds {
+	for _, f := range g.trusted(g.now()).feeds {
 		if f.governor == governor {
 			return f.need()
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -36,6 +37,24 @@ type clock struct{ nanos atomic.Int64 }
 
 func (c *clock) now() time.Time          { return time.Unix(0, c.nanos.Load()) }
 func (c *clock) advance(d time.Duration) { c.nanos.Add(int64(d)) }
+
+// steppedClock is time.Now on a machine whose wall clock can be set: like a time from time.Now, its times have a monotonic
+// reading as well, which is not set with it. Nothing in package time makes one, so this reaches into it.
+type steppedClock struct {
+	base        time.Time
+	ahead, wall time.Duration // both readings; the wall clock alone, whole seconds
+}
+
+func (c *steppedClock) now() time.Time {
+	t := c.base.Add(c.ahead)
+	parts := (*struct {
+		wall uint64 // 1 bit: has a monotonic reading; 33 bits: seconds; 30 bits: nanoseconds
+		ext  int64
+		loc  *time.Location
+	})(unsafe.Pointer(&t))
+	parts.wall += uint64(int64(c.wall/time.Second) << 30)
+	return t
+}
 
 // world is a guard with everything that stands around it: issuer, governor and agents.
 type world struct {
@@ -75,6 +94,24 @@ func newWorld(t tester, change ...func(*guard.Config)) *world {
 	w.snapshot("", "")
 	return w
 }
+
+// newSteppedWorld is newWorld with a guard whose wall clock can be set. Governor and agents follow it.
+func newSteppedWorld(t tester) (*world, *steppedClock) {
+	t.Helper()
+	w := &world{tester: t, clock: &clock{}, issuer: seedKey("issuer"), governor: seedKey("governor"), epoch: "e1"}
+	c := &steppedClock{base: time.Now()}
+	g, err := guard.New(guard.Config{Audience: []string{audience}, Issuers: []guard.Issuer{w.trusted()}, Now: c.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.guard = g
+	c.ahead = 10 * time.Second
+	w.follow(c)
+	w.snapshot("", "")
+	return w, c
+}
+
+func (w *world) follow(c *steppedClock) { w.nanos.Store(c.now().UnixNano()) }
 
 func (w *world) trusted() guard.Issuer {
 	return guard.Issuer{
@@ -116,6 +153,14 @@ func (w *world) snapshot(after, next string, links ...wire.RevokedLink) {
 }
 
 func (w *world) beat() { w.Helper(); w.feed(w.statement()) }
+
+// beatRefused sends a heartbeat that the guard cannot use. The governor counts it all the same.
+func (w *world) beatRefused() {
+	w.Helper()
+	if err := w.guard.Feed(w.statement()); err == nil {
+		w.Fatal("a statement of another time was taken")
+	}
+}
 
 func newID(t tester) string {
 	id, err := uuid.NewV7()
@@ -214,6 +259,16 @@ func (h holding) to(agent string, change ...func(*aat.Claims)) holding {
 		Session: h.session(), To: agent, ID: offer.leaf().Claims.ID, From: h.agent, Labels: []string{"internal"},
 		Decision: &wire.EntryRef{Log: "log", Index: 1}, Bundle: "sha256:00",
 	}, func(c *aat.Claims) { c.Audience = nil })
+}
+
+// until hands the grant on to the agent b, for work until then.
+func (h holding) until(end time.Time) holding {
+	h.w.Helper()
+	offer := h.derive(h.w.governor, h.key, "", h.offerClaim("b"))
+	return offer.derive(seedKey("b"), h.w.governor, "b", wire.HandoffClaim{
+		Session: h.session(), To: "b", ID: offer.leaf().Claims.ID, From: h.agent, Labels: []string{"internal"},
+		Decision: &wire.EntryRef{Log: "log", Index: 1}, Bundle: "sha256:00",
+	}, func(c *aat.Claims) { c.ExpiresAt = end.Unix() })
 }
 
 // proof signs a proof for a call of read, with changes.
