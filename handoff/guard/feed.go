@@ -32,8 +32,8 @@ type feed struct {
 	upto     uint64    // highest sequence of a page of it: what is between last and this is still to come
 	base     uint64    // sequence of the first page of the snapshot that is being read
 	after    string    // the page to ask for next
-	heard    time.Time // when the newest statement was applied, by the guard's clock,
-	arrived  time.Time // and by Config.Now, which goes on where the guard's clock stands still
+	heard    time.Time // when the newest statement was applied, by the guard's clock, or its own time if that is earlier
+	arrived  time.Time // when, by Config.Now, which goes on where the guard's clock stands still
 	links    map[[32]byte]string
 	expiring map[int64][][32]byte // :: minute after which they are forgotten → links
 	swept    int64                // minutes below are forgotten
@@ -56,8 +56,14 @@ func (f *feed) fresh(now time.Time) bool {
 	return f.complete() && now.Sub(f.heard) <= f.timeout && 0 <= passed && passed <= f.timeout
 }
 
-// alive notes a sign of life.
-func (f *feed) alive(now time.Time) { f.heard, f.arrived = now, f.clock() }
+// alive notes a sign of life that the governor gave at made, by its own clock. A network can hold one back and deliver it
+// late, so it counts from when it was made, as far as the clocks can be relied on to agree.
+func (f *feed) alive(made, now time.Time) {
+	f.heard, f.arrived = now, f.clock()
+	if latest := made.Add(f.skew); latest.Before(now) {
+		f.heard = latest
+	}
+}
 
 // complete says whether nothing is missing up to the newest statement or page.
 func (f *feed) complete() bool { return f.read && f.last >= f.upto }
@@ -82,7 +88,8 @@ func (f *feed) apply(s wire.RevocationFeed, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	age := now.Sub(time.Unix(s.Time, 0))
+	made := time.Unix(s.Time, 0)
+	age := now.Sub(made)
 	switch limit := f.timeout + f.skew; {
 	case s.Governor != f.governor:
 		return fmt.Errorf("the statement names the governor %.80q, its key belongs to %q", s.Governor, f.governor)
@@ -104,9 +111,9 @@ func (f *feed) apply(s wire.RevocationFeed, now time.Time) error {
 		f.restart(next)
 	}
 	if s.Snapshot {
-		err = f.page(s, now)
+		err = f.page(s, made, now)
 	} else {
-		f.statement(s.Sequence, now)
+		f.statement(s.Sequence, made, now)
 	}
 	for _, l := range links {
 		if !f.add(l, now) {
@@ -118,7 +125,7 @@ func (f *feed) apply(s wire.RevocationFeed, now time.Time) error {
 }
 
 // statement notes the place of an event or a heartbeat.
-func (f *feed) statement(sequence uint64, now time.Time) {
+func (f *feed) statement(sequence uint64, made, now time.Time) {
 	switch {
 	case sequence <= f.last: // a repeat is no sign of life
 		return
@@ -126,12 +133,12 @@ func (f *feed) statement(sequence uint64, now time.Time) {
 		f.restart(sequence)
 	}
 	f.last = sequence
-	f.alive(now)
+	f.alive(made, now)
 }
 
 // page notes the place of a page of a snapshot. The pages need not stand at one sequence: what was revoked after the
 // first page has come, or will come, as a statement.
-func (f *feed) page(s wire.RevocationFeed, now time.Time) error {
+func (f *feed) page(s wire.RevocationFeed, made, now time.Time) error {
 	switch {
 	case f.read:
 		return nil // what it says is added all the same
@@ -154,7 +161,7 @@ func (f *feed) page(s wire.RevocationFeed, now time.Time) error {
 	f.after = s.Next
 	if s.Next == "" {
 		f.read = true
-		f.alive(now)
+		f.alive(made, now)
 	}
 	return nil
 }

@@ -100,6 +100,37 @@ func TestFeedGrowsOldWhileTimeStandsStill(t *testing.T) {
 	}
 }
 
+// Who holds the governor's statements back wants a revoked grant to be good until they arrive, and for FeedTimeout more.
+func TestFeedHeldBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.root().to("b")
+	w.feed(w.statement())
+	made := w.statement()
+	w.advance(10 * time.Second)
+	w.feed(made) // FeedTimeout + Skew after it was made: of no use any more a moment later
+	w.permits(h)
+	w.advance(time.Millisecond)
+	w.refuses(h, wire.CodeGuardFeed)
+	w.advance(time.Second - time.Millisecond) // statements tell the whole second
+	made = w.statement()
+	w.advance(7 * time.Second)
+	w.feed(made)
+	w.advance(3 * time.Second)
+	w.permits(h)
+	w.advance(time.Millisecond)
+	w.refuses(h, wire.CodeGuardFeed)
+
+	// A page of a snapshot is a sign of life as well.
+	w.epoch, w.seq = "e2", 0
+	page := w.sign(wire.RevocationFeed{Governor: governor, Epoch: "e2", Time: w.now().Unix(), Snapshot: true})
+	w.advance(9 * time.Second)
+	w.feed(page)
+	w.permits(h)
+	w.advance(2 * time.Second)
+	w.refuses(h, wire.CodeGuardFeed)
+}
+
 // A statement that the guard has not had closes it, until a snapshot says what it has missed.
 func TestGap(t *testing.T) {
 	t.Parallel()

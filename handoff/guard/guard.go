@@ -33,7 +33,9 @@ type Config struct {
 	ProofWindow time.Duration
 	// MaxLifetime of a root, from its iat to its exp. Zero: as [aat.Verifier] has it.
 	MaxLifetime time.Duration
-	// FeedTimeout is how long the guard works on after the governor's last sign of life. Zero: 5 s.
+	// FeedTimeout is how long the guard works on after the governor's last sign of life. One that a network holds back counts
+	// from when it was made, give or take Skew: what the governor revoked more than FeedTimeout + Skew ago is refused, as
+	// far as the governor's clock is right. Zero: 5 s.
 	FeedTimeout time.Duration
 
 	// SeenChains is how many verified chains are remembered, of 16 KiB on average. Zero: 4096.
