@@ -122,7 +122,7 @@ type Call struct {
 	Labels  []string // of the grant
 	Issuer  string
 	Expires time.Time   // the end of the grant
-	Links   []*aat.Link // the chain, root first
+	Links   []*aat.Link // the chain, root first; the links are for reading, other calls have the same
 }
 
 // New returns a guard, which refuses all calls until [Guard.Feed] has brought it a snapshot of the revocations.
@@ -162,6 +162,7 @@ func New(cfg Config) (*Guard, error) {
 			*n.value = n.zero
 		}
 	}
+	cfg.Audience = slices.Clone(cfg.Audience)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -256,6 +257,8 @@ func (g *Guard) check(ctx context.Context, p Presentation, tool string, args []b
 	if err := g.present(t, v, tool, args, p.PoP, now); err != nil {
 		return &call, refused(err)
 	}
+	// What a Decide or a tool does to its Call must not reach the next one.
+	call.Labels, call.Links = slices.Clone(call.Labels), slices.Clone(call.Links)
 	if g.cfg.Decide != nil {
 		if err := g.cfg.Decide(ctx, &call); err != nil {
 			if e, ok := errors.AsType[*wire.Error](err); ok {

@@ -442,6 +442,52 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// What one call's Decide or tool does to its Call must not change what the next is decided on: who is let in once could
+// otherwise wash the labels off a grant.
+func TestCallsDoNotShare(t *testing.T) {
+	t.Parallel()
+	var seen []guard.Call
+	w := newWorld(t, func(c *guard.Config) {
+		c.Decide = func(_ context.Context, call *guard.Call) error {
+			copied := *call
+			copied.Labels, copied.Links = slices.Clone(call.Labels), slices.Clone(call.Links)
+			seen = append(seen, copied)
+			call.Labels[0] = "public"
+			clear(call.Links)
+			return nil
+		}
+	})
+	h := w.root().to("b")
+	for range 3 { // seen for the first time, and seen before
+		w.permits(h)
+	}
+	for _, call := range seen {
+		if call.Labels[0] != "internal" || slices.Contains(call.Links, nil) {
+			t.Errorf("decided on %+v, which the call before had changed", call)
+		}
+	}
+}
+
+// Whoever made a guard and goes on using the slices of its configuration does not change what it trusts.
+func TestConfigIsCopied(t *testing.T) {
+	t.Parallel()
+	names := []string{audience}
+	var trusted []guard.Issuer
+	w := newWorld(t, func(c *guard.Config) {
+		c.Audience = names
+		c.Issuers[0].GovernorKeys = append(c.Issuers[0].GovernorKeys,
+			guard.GovernorKey{Key: public(seedKey("old")), Until: time.Date(2026, 1, 2, 3, 5, 0, 0, time.UTC)})
+		trusted = c.Issuers
+	})
+	names[0] = "https://else.example.com"
+	trusted[0].Keys[0], trusted[0].GovernorKeys[0].Key = public(seedKey("x")), public(seedKey("y"))
+	h := w.root().to("b")
+	w.permits(h)
+	w.advance(time.Minute) // a key lapses, and the trust is made anew
+	w.beat()
+	w.permits(h)
+}
+
 // The log of refusals helps to find a fault, and holds nothing that could be used.
 func TestLogHasNoCredentials(t *testing.T) {
 	t.Parallel()

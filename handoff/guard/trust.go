@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
@@ -53,6 +54,11 @@ func (g *Guard) Trust(issuers ...Issuer) error {
 				return fmt.Errorf("guard: the governor %q: %w", issuer.Governor, err)
 			}
 		}
+	}
+	issuers = slices.Clone(issuers) // they are read again when a key lapses
+	for i := range issuers {
+		issuers[i].Keys = slices.Clone(issuers[i].Keys)
+		issuers[i].GovernorKeys = slices.Clone(issuers[i].GovernorKeys)
 	}
 	g.trusting.Lock()
 	defer g.trusting.Unlock()
