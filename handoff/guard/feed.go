@@ -82,7 +82,7 @@ func (f *feed) need() (after string, needed bool) {
 	return f.after, !f.read // what a page has shown to be missing comes as a statement, or shows as a gap
 }
 
-// apply takes a statement whose signature has been verified.
+// apply takes a statement of this feed's governor whose signature has been verified.
 func (f *feed) apply(s wire.RevocationFeed, now time.Time) error {
 	links, err := readLinks(s.Links)
 	if err != nil {
@@ -91,8 +91,6 @@ func (f *feed) apply(s wire.RevocationFeed, now time.Time) error {
 	made := time.Unix(s.Time, 0)
 	age := now.Sub(made)
 	switch limit := f.timeout + f.skew; {
-	case s.Governor != f.governor:
-		return fmt.Errorf("the statement names the governor %.80q, its key belongs to %q", s.Governor, f.governor)
 	case s.Epoch == "" || s.Sequence == 0 && !s.Snapshot:
 		return errors.New("the statement has no epoch or no sequence")
 	case age > limit || age < -limit:

@@ -60,9 +60,11 @@ type Config struct {
 
 // Issuer is a trust anchor, and the governor that is trusted for the chains of its roots.
 type Issuer struct {
-	URI      string // iss of its roots
-	Keys     []ed25519.PublicKey
-	Governor string // URI that its feed carries as iss
+	URI  string // iss of its roots
+	Keys []ed25519.PublicKey
+	// Governor is the URI that its feed carries as iss. Issuers that name the same one share its feed, and must have the
+	// same GovernorKeys.
+	Governor string
 	// GovernorKeys hold the odd links of a chain and sign the feed. Without one, everything is refused.
 	GovernorKeys []GovernorKey
 }

@@ -420,6 +420,51 @@ func TestTrustRefusesNonsense(t *testing.T) {
 	}
 }
 
+// A governor that is trusted for the roots of one issuer must not say what is revoked under another, or that nothing is:
+// who has stolen a key of the one would keep alive what the other revoked.
+func TestGovernorsOfTwoIssuers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	until := w.now().Add(time.Hour)
+	one := w.trusted()
+	two := guard.Issuer{
+		URI: "https://two.example.com", Keys: []ed25519.PublicKey{public(seedKey("two"))}, Governor: governor,
+	}
+	key, other := guard.GovernorKey{Key: public(w.governor)}, guard.GovernorKey{Key: public(seedKey("other"))}
+	for name, test := range map[string]struct {
+		one, two []guard.GovernorKey
+		good     bool
+	}{
+		"the same":       {[]guard.GovernorKey{key, other}, []guard.GovernorKey{other, key}, true},
+		"another":        {[]guard.GovernorKey{key}, []guard.GovernorKey{other}, false},
+		"one more":       {[]guard.GovernorKey{key}, []guard.GovernorKey{key, other}, false},
+		"none":           {[]guard.GovernorKey{key}, nil, false},
+		"another end":    {[]guard.GovernorKey{key}, []guard.GovernorKey{{Key: key.Key, Until: until}}, false},
+		"the same until": {[]guard.GovernorKey{{Key: key.Key, Until: until}}, []guard.GovernorKey{{Key: key.Key, Until: until.UTC()}}, true},
+	} {
+		one.GovernorKeys, two.GovernorKeys = test.one, test.two
+		switch err := w.guard.Trust(one, two); {
+		case test.good && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case !test.good && (err == nil || !strings.Contains(err.Error(), governor)):
+			t.Errorf("%s: trusted (%v)", name, err)
+		}
+	}
+
+	// One key, two governors: each feed is for its own issuer's roots, whichever stands first.
+	one, two = w.trusted(), w.trusted()
+	two.URI, two.Governor = "https://two.example.com", "https://governor.two.example.com"
+	if err := w.guard.Trust(two, one); err != nil {
+		t.Fatal(err)
+	}
+	w.snapshot("", "")
+	w.permits(w.root())
+	theirs := w.root(func(c *aat.Claims) { c.Issuer = two.URI })
+	w.refuses(theirs, wire.CodeGuardFeed)
+	w.feed(w.sign(wire.RevocationFeed{Governor: two.Governor, Epoch: "e1", Time: w.now().Unix(), Snapshot: true}))
+	w.permits(theirs)
+}
+
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	var answer error

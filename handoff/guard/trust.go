@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -29,6 +30,7 @@ type trust struct {
 // [Guard.Feed] has brought a new snapshot: a key that is not trusted any more may have left something out.
 func (g *Guard) Trust(issuers ...Issuer) error {
 	known := map[string]bool{}
+	governors := map[string]map[string]int64{} // :: governor's URI → keysOf its issuer
 	for _, issuer := range issuers {
 		switch {
 		case issuer.URI == "" || issuer.Governor == "":
@@ -54,6 +56,12 @@ func (g *Guard) Trust(issuers ...Issuer) error {
 				return fmt.Errorf("guard: the governor %q: %w", issuer.Governor, err)
 			}
 		}
+		keys := keysOf(issuer.GovernorKeys)
+		if others, ok := governors[issuer.Governor]; ok && !maps.Equal(keys, others) {
+			return fmt.Errorf("guard: the issuer %q and another have the governor %q, but not the same keys of it, "+
+				"each until the same time: a governor has one feed, so give both issuers all of its keys", issuer.URI, issuer.Governor)
+		}
+		governors[issuer.Governor] = keys
 	}
 	issuers = slices.Clone(issuers) // they are read again when a key lapses
 	for i := range issuers {
@@ -64,6 +72,20 @@ func (g *Guard) Trust(issuers ...Issuer) error {
 	defer g.trusting.Unlock()
 	g.trust.Store(g.newTrust(issuers, nil, g.now()))
 	return nil
+}
+
+// keysOf returns a governor's keys with the times when they lapse. Issuers that name the same governor share its feed, so
+// they must agree: else a key that only one of them trusts would say what is revoked under the other, too.
+func keysOf(keys []GovernorKey) map[string]int64 {
+	set := map[string]int64{} // :: key → when it lapses, Unix nanoseconds; 0: never
+	for _, k := range keys {
+		until := int64(0)
+		if !k.Until.IsZero() {
+			until = k.Until.UnixNano()
+		}
+		set[string(k.Key)] = until
+	}
+	return set
 }
 
 func checkKey(key ed25519.PublicKey) error {
