@@ -301,6 +301,34 @@ func TestRevocationsAreBounded(t *testing.T) {
 	}
 	w.feed(w.statement(links...)) // nothing to remember
 	w.permits(h)
+	for i := range links[:10] {
+		links[i].Expires = w.now().Unix() + 60
+	}
+	w.feed(w.statement(links[:10]...)) // those that have expired have made room
+	w.permits(h)
+}
+
+// A revocation is remembered until the link has expired for every clock that the guard tolerates, and no minute less:
+// whose grant was revoked shortly before its end must not get it back for that time.
+func TestRevocationLastsAsLongAsItsLink(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	minute := w.now().Truncate(time.Minute).Add(time.Minute)
+	var held []holding
+	for second := 2; second <= 62; second += 6 {
+		h := w.root().until(minute.Add(time.Duration(second) * time.Second))
+		w.feed(w.statement(h.revoked(2, wire.StateRevoked)))
+		held = append(held, h)
+	}
+	for w.now().Before(minute.Add(time.Minute)) {
+		w.advance(time.Second)
+		w.beat()
+		for _, h := range held {
+			if w.now().Unix() < h.leaf().Claims.ExpiresAt {
+				w.refuses(h, wire.CodeRevoked)
+			}
+		}
+	}
 }
 
 func TestFeedWhileCalling(t *testing.T) {

@@ -385,6 +385,41 @@ func TestTrust(t *testing.T) {
 	w.refuses(h, wire.CodeGuardGovernor)
 }
 
+// Every governor's key lapses at its own time, whichever stands first: a key that was stolen after its end is worth nothing.
+func TestEveryKeyLapses(t *testing.T) {
+	t.Parallel()
+	for _, late := range []int{0, 1} {
+		w := newWorld(t)
+		current, keys := w.governor, []ed25519.PrivateKey{seedKey("k0"), seedKey("k1")}
+		issuer := w.trusted()
+		for i, key := range keys {
+			until := w.now().Add(time.Minute)
+			if i == late {
+				until = until.Add(time.Minute)
+			}
+			issuer.GovernorKeys = append(issuer.GovernorKeys, guard.GovernorKey{Key: public(key), Until: until})
+		}
+		if err := w.guard.Trust(issuer); err != nil {
+			t.Fatal(err)
+		}
+		w.snapshot("", "")
+		held := make([]holding, 2)
+		for i, key := range keys {
+			w.governor = key
+			held[i] = w.root().to("b")
+			w.permits(held[i])
+		}
+		w.governor = current
+		w.advance(time.Minute)
+		w.beat()
+		w.permits(held[late])
+		w.refuses(held[1-late], wire.CodeAlternation)
+		w.advance(time.Minute)
+		w.beat()
+		w.refuses(held[late], wire.CodeAlternation)
+	}
+}
+
 func TestTrustRefusesNonsense(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

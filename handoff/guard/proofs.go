@@ -48,7 +48,7 @@ func (p *proofs) accept(leaf [32]byte, agent, jti string, until, now time.Time) 
 		return &wire.Error{Code: wire.CodeUnavailable, RetryAfter: 1,
 			Message: "the guard is at the limit of calls it can remember; send the call again later, with a new proof"}
 	}
-	last := max(until.Unix(), now.Unix())
+	last := until.Unix() // not before now: step 7g has refused proofs whose window has closed
 	p.seen[key] = struct{}{}
 	p.count[agent]++
 	p.until[last] = append(p.until[last], acceptedProof{key, agent})
