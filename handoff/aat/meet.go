@@ -20,6 +20,8 @@ type Dropped struct {
 // form for some intersections (a range with a hole, a list under not_one_of): then there is no widest claim to choose, the
 // tool is left out whole, and dropped says why, ordered by tool. Nothing is ever granted instead of nothing.
 //
+// Granted shares its maps and constraints with the offer and the ceiling where it can: change none of them afterwards.
+//
 // Meet is deterministic; Meet(a, a) is a, and Meet(Meet(a, b), b) is Meet(a, b). A nil ceiling permits nothing, like an
 // empty one: whether a policy that names no ceiling means "no limit" is its caller's to decide.
 func Meet(offer, ceiling Tools) (granted Tools, dropped []Dropped) {
@@ -59,7 +61,7 @@ func meetArguments(offered, permitted Arguments) (met Arguments, argument, reaso
 		theirs, ceilingNames := p[name]
 		switch {
 		case offerNames && ceilingNames:
-			both, out := new(meeting).meet(mine, theirs)
+			both, out := meet(mine, theirs)
 			optional := mine.optional && theirs.optional
 			switch {
 			case out == whole:
@@ -118,6 +120,19 @@ const (
 	maxClauses = 256
 	maxSteps   = 1 << 14
 )
+
+// meet is the meet of two arguments. What is granted must be granted again when it is met with the same ceiling: a policy
+// that is asked again has not changed its mind. Near the bounds above the second meet can fail where the first did not, so
+// it is tried.
+func meet(mine, theirs Constraint) (Constraint, outcome) {
+	both, out := new(meeting).meet(mine, theirs)
+	if out == whole {
+		if again, out := new(meeting).meet(both, theirs); out != whole || !again.Equal(both) {
+			return Constraint{}, inexpressible
+		}
+	}
+	return both, out
+}
 
 // meeting is the meet of one argument's two constraints.
 type meeting struct{ steps int }

@@ -1,6 +1,7 @@
 package aat_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -126,6 +127,42 @@ func TestMeetCases(t *testing.T) {
 	if granted, dropped := aat.Meet(aat.Tools{"b": {}, "a": {}}, nil); granted == nil || len(granted) != 0 ||
 		len(dropped) != 2 || dropped[0].Tool != "a" {
 		t.Errorf("a ceiling of nothing grants %v and drops %v", granted, dropped)
+	}
+}
+
+// TestMeetAtItsBounds: a holder who offers as much as the bounds allow is not granted today what is dropped tomorrow.
+func TestMeetAtItsBounds(t *testing.T) {
+	span := func(from, width int) aat.Constraint {
+		return aat.Range(aat.AtLeast(fmt.Sprint(from)), aat.LessThan(fmt.Sprint(from+width)))
+	}
+	var mine, theirs []aat.Constraint
+	for i := range 2 {
+		mine = append(mine, span(i*10000, 10000))
+	}
+	for i := range 200 {
+		theirs = append(theirs, aat.All(span(i*100, 100), aat.NotOneOf(i*100)))
+	}
+	offer, ceiling := aat.Tools{"t": {"x": aat.Any(mine...)}}, aat.Tools{"t": {"x": aat.Any(theirs...)}}
+	if granted, _ := aat.Meet(offer, ceiling); len(granted) > 0 { // once it fits the bound on steps, twice it must
+		if again, dropped := aat.Meet(granted, ceiling); !again.Equal(granted) {
+			t.Fatalf("granted, and then dropped: %v", dropped)
+		}
+	}
+
+	// One clause of the offer falls apart into as many as the ceiling has.
+	apart := func(parts int) (granted aat.Tools) {
+		var theirs []aat.Constraint
+		for i := range parts {
+			theirs = append(theirs, span(i*10, 5))
+		}
+		granted, _ = aat.Meet(aat.Tools{"t": {"x": aat.Any(span(0, 10000))}}, aat.Tools{"t": {"x": aat.Any(theirs...)}})
+		return granted
+	}
+	if granted := apart(256); len(granted) != 1 {
+		t.Error("256 clauses were dropped")
+	}
+	if granted := apart(257); len(granted) != 0 {
+		t.Errorf("granted more than 256 clauses: %s", show(granted))
 	}
 }
 
