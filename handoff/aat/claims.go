@@ -274,23 +274,24 @@ func nonEmpty(v jsontext.Value) (string, error) {
 	return s, err
 }
 
-// integer reads a JSON number without fraction or exponent, as the draft wants NumericDates and depths (section 3.2).
+// integer reads a JSON number without fraction or exponent, as the draft wants NumericDates and depths (section 3.2). One
+// that does not fit becomes the largest or the smallest that does: which limit it exceeds is for later steps to say.
 func integer(v jsontext.Value) (int64, error) {
 	if v == nil {
 		return 0, errMissing
 	}
 	n, err := strconv.ParseInt(string(v), 10, 64)
-	if err != nil {
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
 		return 0, errors.New("it is not an integer")
 	}
 	return n, nil
 }
 
-// count reads a non-negative integer. What does not fit in 31 bits exceeds every limit there is, so it is refused here.
+// count reads a non-negative integer. What does not fit in 31 bits exceeds every limit there is, and stays that large.
 func count(v jsontext.Value) (int, error) {
 	n, err := integer(v)
-	if err == nil && (n < 0 || n > math.MaxInt32) {
-		err = errors.New("it is out of range")
+	if err == nil && n < 0 {
+		err = errors.New("it is negative")
 	}
-	return int(n), err
+	return int(min(n, math.MaxInt32)), err
 }

@@ -618,6 +618,24 @@ func scenarios() []*scenario {
 		s.set(1, "par_hash", b64(make([]byte, 32)))
 	}).Invariant = "I5"
 
+	// Integers are integers however large, and exceed the limit that the claim has (a verifier must not wrap them around).
+	for _, c := range []struct {
+		step        string
+		link        int
+		claim, text string
+	}{
+		{"3f", 0, "iat", "99999999999999999999"}, {"3h", 0, "exp", "99999999999999999999"},
+		{"3i", 0, "del_max_depth", "4294967300"}, {"4d", 1, "del_depth", "4294967297"},
+		{"4g", 1, "del_max_depth", "18446744073709551620"}, {"4h", 1, "exp", "18446744073709551617"},
+		{"4j", 1, "iat", "-99999999999999999999"}, {"4k", 1, "iat", "9223372036854775808"},
+	} {
+		add("deny-"+c.step+"-large-"+strings.ReplaceAll(c.claim, "_", "-"), c.step, c.claim+" is "+c.text, setAt(c.link, c.claim, raw(c.text)))
+	}
+	add("deny-3e-large", "3e", "exp is long before all time that fits", setAt(0, "exp", raw("-99999999999999999999")))
+	add("deny-7g-large", "7g", "iat of the proof is 2^64 + now", func(s *scenario) {
+		s.pop.claims["iat"] = raw("18446744075451151616")
+	})
+
 	// Step 6.
 	add("deny-6a-no-entry", "6a", "a leaf without a capability entry", func(s *scenario) { s.set(2, "authorization_details", []any{}) })
 	add("deny-6b-tool", "6b", "a tool that the leaf has not", func(s *scenario) { s.Tool = "search" })
