@@ -191,6 +191,15 @@ func (c Constraint) depth() int {
 	return deepest + 1
 }
 
+// count is how many constraints c is, with all that are within it.
+func (c Constraint) count() int {
+	n := 1
+	for _, clause := range c.clauses {
+		n += clause.count()
+	}
+	return n
+}
+
 // Type returns the constraint's type, "" for the zero Constraint.
 func (c Constraint) Type() Type { return c.typ }
 

@@ -43,6 +43,18 @@ func (t Tools) Equal(u Tools) bool {
 // Names returns the tool identifiers in order.
 func (t Tools) Names() []string { return slices.Sorted(maps.Keys(t)) }
 
+// Constraints counts the constraints of all arguments, those within all and any among them. The time that [SubsumesTools]
+// and [Meet] take grows with the product of both sides' counts, so who compares claims of strangers bounds it.
+func (t Tools) Constraints() int {
+	n := 0
+	for _, args := range t {
+		for _, c := range args {
+			n += c.count()
+		}
+	}
+	return n
+}
+
 // MarshalJSON writes the tools in the order of their names, null where t is nil.
 func (t Tools) MarshalJSON() ([]byte, error) {
 	if t == nil {

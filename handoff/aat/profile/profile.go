@@ -30,6 +30,8 @@ const ClaimName = "handoff"
 
 const (
 	maxTools = 256
+	// maxConstraints bounds what it costs to compare two links: a token has room for half as many again, at twice the cost.
+	maxConstraints = 1024
 	// maxName bounds an agent's name in bytes; identity says what is in one.
 	maxName = 180
 	hashLen = 32
@@ -92,27 +94,9 @@ func (p *Profile) Chain(chain []*aat.Link) ([]*Link, error) {
 		links = append(links, link)
 	}
 	if len(links)%2 == 0 { // also refuses the empty chain
-		return nil, refuseOddLeaf()
+		return nil, wire.Refuse(wire.CodeAlternation, "a presented chain ends with a root or a claim: a link of even depth")
 	}
 	return links, nil
-}
-
-// Holders checks again, of a chain that kept the profile, what a change of keys can undo: that governors and agents
-// alternate. It is cheap enough for every call.
-func (p *Profile) Holders(chain []*aat.Link) error {
-	if len(chain)%2 == 0 {
-		return refuseOddLeaf()
-	}
-	for _, l := range chain {
-		if err := p.holder(l, chain[0].Claims.Issuer); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func refuseOddLeaf() error {
-	return wire.Refuse(wire.CodeAlternation, "a presented chain ends with a root or a claim: a link of even depth")
 }
 
 func (p *Profile) link(parent *Link, l *aat.Link) (*Link, error) {
@@ -125,6 +109,9 @@ func (p *Profile) link(parent *Link, l *aat.Link) (*Link, error) {
 	}
 	if n := len(l.Claims.Tools); n > maxTools {
 		return nil, refuse(wire.CodeProfile, l, "%d tools, at most %d are accepted", n, maxTools)
+	}
+	if n := l.Claims.Tools.Constraints(); n > maxConstraints {
+		return nil, refuse(wire.CodeProfile, l, "%d constraints, at most %d are accepted", n, maxConstraints)
 	}
 	if !IsID(l.Claims.ID) {
 		return nil, refuse(wire.CodeProfile, l, "jti must be a lower-case UUIDv7")
