@@ -179,19 +179,10 @@ func (l *Link) Sign(key ed25519.PrivateKey) (*Link, error) {
 	return &signed, nil
 }
 
-// SignPayload signs a payload as a link, without a look at it: the second half of [Payload]. The same payload and key
+// SignPayload signs a payload as a link, without a look at it: what is left to do after [Prepare]. The same payload and key
 // give the same token.
 func SignPayload(payload []byte, key ed25519.PrivateKey) (string, error) {
 	return jws.Sign(TokenType, payload, key)
-}
-
-// Payload returns the payload of the link that [Prepare] makes.
-func Payload(parent *Link, c Claims, signer ed25519.PublicKey) ([]byte, error) {
-	l, err := Prepare(parent, c, signer)
-	if err != nil {
-		return nil, err
-	}
-	return l.Payload, nil
 }
 
 // Issue makes a root token; see [Prepare].

@@ -63,7 +63,7 @@ func Admissible(v []byte) error {
 			for i < len(v) && strings.IndexByte("+-.0123456789Ee", v[i]) >= 0 {
 				i++
 			}
-			if !AdmissibleNumber(string(v[start:i])) {
+			if !admissibleNumber(string(v[start:i])) {
 				return fmt.Errorf("%.40s: %w", v[start:i], ErrNumber)
 			}
 		default:
@@ -76,9 +76,9 @@ func Admissible(v []byte) error {
 // exactDigits is the length of an integer up to which every one is exact as a double.
 const exactDigits = 15
 
-// AdmissibleNumber says whether the double nearest to the JSON number text, written as JCS writes it, denotes the same
+// admissibleNumber says whether the double nearest to the JSON number text, written as JCS writes it, denotes the same
 // number as text.
-func AdmissibleNumber(text string) bool {
+func admissibleNumber(text string) bool {
 	if len(text) <= exactDigits && strings.Trim(text, "0123456789") == "" {
 		return text != ""
 	}
