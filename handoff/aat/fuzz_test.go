@@ -16,7 +16,7 @@ import (
 // whatever it likes.
 
 func seedPayloads(f *testing.F, link int) {
-	for _, s := range scenarios() {
+	for _, s := range scenarios(f) {
 		if link < len(s.tokens) {
 			b, _ := json.Marshal(s.tokens[link].claims, json.Deterministic(true))
 			f.Add(b)
@@ -92,8 +92,8 @@ func FuzzChild(f *testing.F) {
 }
 
 func FuzzPoP(f *testing.F) {
-	for _, s := range scenarios() {
-		if vec := s.build(&testing.T{}); s.Expect == "permit" || s.Step[0] == '7' {
+	for _, s := range scenarios(f) {
+		if vec := s.build(f); s.Expect == "permit" || s.Step[0] == '7' {
 			if u, err := jws.Split(vec.PoP, 1<<20); err == nil {
 				f.Add(u.Payload, []byte(vec.Args))
 			}

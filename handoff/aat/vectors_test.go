@@ -84,10 +84,18 @@ var allSteps = strings.Fields(`1 2a 2b 2c 3a 3b 3c 3d 3e 3f 3g 3h 3i 3j 3k 3l 3m
 
 type vectorFile struct {
 	About       []string          `json:"about"`
-	Draft       string            `json:"draft"`
+	Draft       draft             `json:"draft"`
 	Seeds       map[string]string `json:"seeds"` // hex
 	Unreachable []unreachable     `json:"unreachable"`
 	Vectors     []vector          `json:"vectors"`
+}
+
+// draft is the text that the vectors follow: a draft of one number can still change.
+type draft struct {
+	Name       string `json:"name"`
+	Date       string `json:"date"`
+	Repository string `json:"repository"`
+	Commit     string `json:"commit"`
 }
 
 type unreachable struct {
@@ -146,16 +154,20 @@ func (v vector) verifier() *aat.Verifier {
 	return out
 }
 
-func encodeVectors(t *testing.T) []byte {
+func encodeVectors(t testing.TB) []byte {
 	file := vectorFile{
 		About: []string{
 			"Test vectors for draft-niyikiza-oauth-attenuating-agent-tokens-02, section 8.",
 			"Each vector is one call of the algorithm at the time `now` (Unix seconds). `step` names the step that denies;",
 			"steps run in the order of the draft, but 7a and 7b before 6. `args` is JSON text, to be parsed by the verifier.",
 			"Limits are those the draft recommends (skew 30 s, lifetime 90 days, PoP window 30 s, depths 32) unless `options` differ.",
+			"`draft` is the text that the steps are numbered by: its name, its date, and the commit of tenuo-ai/tenuo that has it.",
 			"`seeds` are the Ed25519 seeds (RFC 8032) of the keys: issuer signs roots; alice, gov and bob hold depths 0, 1 and 2.",
 		},
-		Draft: "draft-niyikiza-oauth-attenuating-agent-tokens-02",
+		Draft: draft{
+			Name: "draft-niyikiza-oauth-attenuating-agent-tokens-02", Date: "2026-09-29",
+			Repository: "https://github.com/tenuo-ai/tenuo", Commit: "038a44b0106870ef8dd053428fc5df62bf1dd0de",
+		},
 		Seeds: map[string]string{},
 		Unreachable: []unreachable{
 			{"4f", "3i and 4g keep every del_max_depth within the limit, and 4e keeps del_depth within the parent's del_max_depth"},
@@ -166,7 +178,7 @@ func encodeVectors(t *testing.T) []byte {
 		file.Seeds[name] = fmt.Sprintf("%x", seed(b))
 	}
 	ids := map[string]bool{}
-	for _, s := range scenarios() {
+	for _, s := range scenarios(t) {
 		vec := s.build(t)
 		if ids[vec.ID] {
 			t.Fatalf("two vectors are called %s", vec.ID)
@@ -258,7 +270,7 @@ func newScenario() *scenario {
 	return s
 }
 
-func (tok token) sign(t *testing.T) string {
+func (tok token) sign(t testing.TB) string {
 	payload := []byte(tok.payload)
 	if tok.payload == "" {
 		payload = encode(t, tok.claims)
@@ -268,7 +280,7 @@ func (tok token) sign(t *testing.T) string {
 }
 
 // encode sorts members and leaves values as they are written, numbers that JCS would round among them.
-func encode(t *testing.T, v any) []byte {
+func encode(t testing.TB, v any) []byte {
 	b, err := json.Marshal(v, json.Deterministic(true))
 	if err != nil {
 		t.Fatal(err)
@@ -283,8 +295,9 @@ func hashOf(compact string) string {
 	return b64(sum[:])
 }
 
-// build signs from the root down, and fills in hashes that the scenario left alone.
-func (s *scenario) build(t *testing.T) vector {
+// build signs from the root down, and fills in hashes and a proof's members that the scenario left alone. A member of the
+// proof that it made nil is left out.
+func (s *scenario) build(t testing.TB) vector {
 	v := s.vector
 	v.Chain = []string{}
 	for i, tok := range s.tokens {
@@ -305,6 +318,7 @@ func (s *scenario) build(t *testing.T) vector {
 			s.pop.claims[name] = value
 		}
 	}
+	maps.DeleteFunc(s.pop.claims, func(_ string, value any) bool { return value == nil })
 	v.PoP = s.pop.sign(t)
 	if s.after != nil {
 		s.after(&v)
@@ -335,10 +349,24 @@ func (s *scenario) set(link int, claim string, value any) {
 	s.tokens[link].claims[claim] = value
 }
 
+// respell writes a token's claims with one change to their text.
+func (s *scenario) respell(t testing.TB, link int, old, new string) {
+	payload := string(encode(t, s.tokens[link].claims))
+	if link > 0 {
+		t.Helper()
+		s.set(link, "par_hash", hashOf(s.tokens[link-1].sign(t)))
+		payload = string(encode(t, s.tokens[link].claims))
+	}
+	if !strings.Contains(payload, old) {
+		t.Fatalf("%s is not in %s", old, payload)
+	}
+	s.tokens[link].payload = strings.Replace(payload, old, new, 1)
+}
+
 // raw is JSON text that no Go value marshals to.
 func raw(text string) jsontext.Value { return jsontext.Value(text) }
 
-func scenarios() []*scenario {
+func scenarios(t testing.TB) []*scenario {
 	var all []*scenario
 	add := func(id, step, description string, change func(s *scenario)) *scenario {
 		s := newScenario()
@@ -409,6 +437,84 @@ func scenarios() []*scenario {
 		s.tokens[0].payload = string(must(json.Marshal(s.tokens[0].claims, jsontext.WithIndent(" "), json.Deterministic(true))))
 	})
 
+	add("permit-prefix", "", "a prefix of a chain is a chain: whoever holds the link that it ends with presents it", func(s *scenario) {
+		s.pop.claims["aat_id"] = s.tokens[1].claims["jti"]
+		s.pop.signer = "gov"
+		s.after = func(v *vector) {
+			v.Chain = v.Chain[:2]
+			s.pop.claims["aat_hash"] = hashOf(v.Chain[1])
+			v.PoP = s.pop.sign(t)
+		}
+	})
+	add("permit-cnf-other-member", "", "cnf may have other members beside jwk", func(s *scenario) {
+		s.set(1, "cnf", object{"jwk": jwk("gov"), "kid": "k"})
+	})
+	add("permit-type-escaped", "", "the type of the capability entry is compared as a string, however it is spelled", func(s *scenario) {
+		s.truncate(1, "alice")
+		s.respell(t, 0, `"type":"attenuating_agent_token"`, `"type":"\u0061ttenuating_agent_token"`)
+	})
+	for what, args := range map[string]string{
+		"utf16":      "{\"\uFB33\":1,\"\U0001F600\":2}", // in the order of code points, which is not that of RFC 8785
+		"minus-zero": `{"a":-0,"b":[-0.0]}`,
+	} {
+		add("permit-hta-"+what, "", "hta is the arguments in canonical form, which are "+args, func(s *scenario) {
+			s.truncate(1, "alice")
+			s.Tool, s.Args = "search", args
+			canonical := must(jcs.Canonical([]byte(args)))
+			if bytes.Equal(canonical, []byte(args)) {
+				t.Fatalf("%s is canonical already", args)
+			}
+			s.pop.claims["hta"] = raw(string(canonical))
+		})
+	}
+
+	// What a child may do with its parent's arguments (section 4.5).
+	wild := object{"constraint_type": "wildcard"}
+	optional := func(c object) object {
+		c = maps.Clone(c)
+		c["optional"] = true
+		return c
+	}
+	exactA := object{"constraint_type": "exact", "value": "/a"}
+	for _, c := range []struct {
+		step, what, description string
+		parent, child           object
+	}{
+		{"", "star", `"*" below "*"`, object{"path": wild, "*": wild}, object{"path": wild, "*": wild}},
+		{"", "star-dropped", `a closed map below "*"`, object{"path": wild, "*": wild}, object{"path": wild}},
+		{"", "star-named", `an argument named that the parent has under "*"`, object{"*": wild}, object{"path": exactA}},
+		{"", "star-spelled", `"*" alone below an empty map, which means the same`, object{}, object{"*": wild}},
+		{"", "star-empty", `an empty map below "*" alone, which means the same`, object{"*": wild}, object{}},
+		{"", "empty-named", "an argument named below an empty map", object{}, object{"path": exactA}},
+		{"", "optional-required", "an optional argument becomes required", object{"path": optional(wild)}, object{"path": exactA}},
+		{"", "optional-stays", "an optional argument stays so", object{"path": optional(wild)}, object{"path": optional(exactA)}},
+		{"", "optional-omitted", "an optional argument is omitted", object{"path": wild, "x": optional(wild)}, object{"path": exactA}},
+		{"", "optional-below-star", `an optional argument named below "*"`, object{"*": wild}, object{"path": optional(exactA)}},
+		{"4p2", "empty-below-optional", "an empty map below optional arguments only", object{"path": optional(exactA)}, object{}},
+		{"4p2", "star-below-optional", `"*" below optional arguments only`, object{"path": optional(exactA)}, object{"*": wild}},
+		{"4p2", "star-hides-required", `a required argument is only under "*"`, object{"path": exactA, "*": wild}, object{"*": wild}},
+		{"4p2", "omitted-required", "a required argument is omitted beside another", object{"path": exactA, "x": wild}, object{"path": exactA}},
+		{"4p3", "optional-below-required", "a required argument becomes optional, and narrower", object{"path": wild}, object{"path": optional(exactA)}},
+	} {
+		id, invariant := "permit-key-"+c.what, ""
+		if c.step != "" {
+			id, invariant = "deny-"+c.step+"-key-"+c.what, "I4"
+		}
+		add(id, c.step, c.description, func(s *scenario) {
+			s.truncate(2, "gov")
+			s.setTools(0, object{"read_file": c.parent})
+			s.setTools(1, object{"read_file": c.child})
+		}).Invariant = invariant
+	}
+	add("permit-depth-32", "", "constraints that nest as deep as they may", func(s *scenario) {
+		deep := any(wild)
+		for range aat.MaxConstraintDepth - 1 {
+			deep = object{"constraint_type": "all", "constraints": []any{deep}}
+		}
+		s.truncate(1, "alice")
+		s.setTools(0, object{"read_file": object{"path": deep}})
+	})
+
 	// Step 1 and 2.
 	add("deny-1-empty", "1", "no chain", func(s *scenario) { s.after = func(v *vector) { v.Chain = []string{} } })
 	add("deny-2a-token-size", "2a", "a token above the limit", func(s *scenario) { s.Options.MaxTokenSize = 512 })
@@ -442,6 +548,7 @@ func scenarios() []*scenario {
 			"typ-missing": `{"alg":"Ed25519"}`, "typ-pop": `{"alg":"Ed25519","typ":"aat-pop+jwt"}`,
 			"typ-case": `{"alg":"Ed25519","typ":"AAT+JWT"}`,
 			"crit":     `{"alg":"Ed25519","crit":["exp"],"typ":"aat+jwt"}`, "twice": `{"alg":"Ed25519","alg":"Ed25519","typ":"aat+jwt"}`,
+			"crit-empty": `{"alg":"Ed25519","crit":[],"typ":"aat+jwt"}`, "crit-null": `{"alg":"Ed25519","crit":null,"typ":"aat+jwt"}`,
 		} {
 			add(name(at.header, "header-"+what), at.header, "header "+header, func(s *scenario) { s.tokens[at.link].header = header })
 		}
@@ -455,6 +562,19 @@ func scenarios() []*scenario {
 			claims := maps.Clone(s.tokens[at.link].claims)
 			s.tokens[at.link].payload = `{"iat":1,` + string(must(jcs.Marshal(claims)))[1:]
 		})
+		tool := fmt.Sprintf(`{"read_file":{},%s`, string(encode(t, newScenario().tools(at.link)))[1:])
+		for what, change := range map[string][2]string{
+			"duplicate-tool":         {`"tools":` + string(encode(t, newScenario().tools(at.link))), `"tools":` + tool},
+			"duplicate-tool-escaped": {`"tools":` + string(encode(t, newScenario().tools(at.link))), `"tools":` + strings.Replace(tool, "read", `re\u0061d`, 1)},
+			"duplicate-argument":     {`"path":`, `"path":{"constraint_type":"wildcard"},"path":`},
+			"duplicate-in-jwk":       {`"crv":"Ed25519"`, `"crv":"Ed25519","crv":"Ed25519"`},
+			"duplicate-type":         {`"type":"attenuating_agent_token"`, `"type":"attenuating_agent_token","type":"x"`},
+			"duplicate-elsewhere":    {`"cnf":`, `"x":[{"a":1,"\u0061":1}],"cnf":`},
+		} {
+			add(name(at.signature, what), at.signature, "a member twice in an object within the claims: "+what, func(s *scenario) {
+				s.respell(t, at.link, change[0], change[1])
+			})
+		}
 		add(name(at.signature, "trailing"), at.signature, "data after the claims", func(s *scenario) {
 			s.tokens[at.link].payload = string(must(jcs.Marshal(s.tokens[at.link].claims))) + " {}"
 		})
@@ -463,6 +583,7 @@ func scenarios() []*scenario {
 		notCanonical := append([]byte{0xf0}, append(bytes.Repeat([]byte{0xff}, 30), 0x7f)...) // y = p + 3
 		for what, key := range map[string]any{
 			"missing": object{}, "private": object{"kty": "OKP", "crv": "Ed25519", "x": x, "d": x},
+			"kid":   object{"kty": "OKP", "crv": "Ed25519", "x": x, "kid": "k"},
 			"curve": object{"kty": "OKP", "crv": "X25519", "x": x}, "short": object{"kty": "OKP", "crv": "Ed25519", "x": x[:40]},
 			"small-order":   object{"kty": "OKP", "crv": "Ed25519", "x": b64(append([]byte{1}, make([]byte, 31)...))},
 			"not-canonical": object{"kty": "OKP", "crv": "Ed25519", "x": b64(notCanonical)},
@@ -539,6 +660,8 @@ func scenarios() []*scenario {
 	})
 	add("deny-3c-depth", "3c", "a root with depth 1", setAt(0, "del_depth", 1)).Invariant = "I2"
 	add("deny-3c-missing", "3c", "no del_depth", setAt(0, "del_depth", nil))
+	add("deny-3c-fraction", "3c", "del_depth is 0.0", setAt(0, "del_depth", raw("0.0")))
+	add("deny-3d-null", "3d", "a root with par_hash null", setAt(0, "par_hash", raw("null")))
 	add("deny-3d-par-hash", "3d", "a root with par_hash", setAt(0, "par_hash", "x"))
 	add("deny-3e-expired", "3e", "exp is now", setAt(0, "exp", now)).Invariant = "I3"
 	add("deny-3f-future", "3f", "iat beyond the skew", setAt(0, "iat", now+31))
@@ -564,6 +687,8 @@ func scenarios() []*scenario {
 	}).Invariant = "I1"
 	add("deny-4b3-missing", "4b3", "no authorization_details", setAt(1, "authorization_details", nil))
 	add("deny-4b4-depth", "4b4", "del_depth is a string", setAt(1, "del_depth", "1"))
+	add("deny-4b4-exponent", "4b4", "del_depth is 1e0", setAt(1, "del_depth", raw("1e0")))
+	add("deny-4b4-negative", "4b4", "del_max_depth is negative", setAt(1, "del_max_depth", -1))
 	add("deny-4b4-max-depth", "4b4", "no del_max_depth", setAt(1, "del_max_depth", nil))
 	add("deny-4b5-iss", "4b5", "no iss", setAt(1, "iss", nil))
 	add("deny-4b5-par-hash", "4b5", "par_hash is a number", setAt(1, "par_hash", 1))
@@ -617,6 +742,23 @@ func scenarios() []*scenario {
 	add("deny-4q-substituted", "4q", "the hash of another parent", func(s *scenario) {
 		s.set(1, "par_hash", b64(make([]byte, 32)))
 	}).Invariant = "I5"
+	add("deny-4q-other-root", "4q", "a link is moved below another root, with more authority, that the same key holds", func(s *scenario) {
+		own := newScenario()
+		s.set(1, "par_hash", hashOf(own.tokens[0].sign(t)))
+		s.set(0, "jti", "01957a3f-4e23-7b01-a9d1-000000000009")
+		s.tools(0)["write_file"] = object{}
+	}).Invariant = "I5"
+	add("deny-4q-payload", "4q", "par_hash is over the parent's payload alone, not its signing input", func(s *scenario) {
+		sum := sha256.Sum256(encode(t, s.tokens[0].claims))
+		s.set(1, "par_hash", b64(sum[:]))
+	}).Invariant = "I5"
+	add("deny-4q-token", "4q", "par_hash is over the whole parent, its signature too", func(s *scenario) {
+		sum := sha256.Sum256([]byte(s.tokens[0].sign(t)))
+		s.set(1, "par_hash", b64(sum[:]))
+	}).Invariant = "I5"
+	add("deny-4q-grandparent", "4q", "par_hash names the grandparent", func(s *scenario) {
+		s.set(2, "par_hash", hashOf(s.tokens[0].sign(t)))
+	}).Invariant = "I5"
 
 	// Integers are integers however large, and exceed the limit that the claim has (a verifier must not wrap them around).
 	for _, c := range []struct {
@@ -648,6 +790,50 @@ func scenarios() []*scenario {
 	add("deny-6b-star-argument", "6b", `an argument called "*" is one that is not named`, func(s *scenario) {
 		s.Args = `{"path":"/a","*":1}`
 	})
+	for _, c := range []struct {
+		what, constraint string
+		in, out          []string // values that are within, and that are not
+	}{
+		{"exact", `{"constraint_type":"exact","value":"x"}`, []string{`"x"`, `"\u0078"`}, []string{`"y"`, `["x"]`, `"X"`}},
+		{"exact-zero", `{"constraint_type":"exact","value":0}`, []string{`0`, `-0`, `0.0`}, []string{`"0"`, `false`, `1e-300`}},
+		{"range", `{"constraint_type":"range","min":1,"max":5}`, []string{`1`, `5`, `1.0`, `2.5`}, []string{`0.5`, `5.5`, `"2"`, `null`, `[2]`}},
+		{"range-exclusive", `{"constraint_type":"range","min":1,"min_inclusive":false,"max":5,"max_inclusive":false}`,
+			[]string{`1.5`, `4.5`}, []string{`1`, `5`}},
+		{"range-zero", `{"constraint_type":"range","min":-0,"max":0}`, []string{`0`, `-0`}, []string{`-1`, `1`}},
+		{"one_of", `{"constraint_type":"one_of","values":["x",1,[1],null]}`, []string{`"x"`, `1.0`, `[1]`, `null`}, []string{`"1"`, `1.5`, `[1,1]`, `{}`}},
+		{"not_one_of", `{"constraint_type":"not_one_of","excluded":["x",10]}`, []string{`"y"`, `11`, `["x"]`}, []string{`"x"`, `1e1`}},
+		{"contains", `{"constraint_type":"contains","required":["x",1]}`, []string{`[1,"y","x"]`}, []string{`["x"]`, `[]`, `"x"`, `{"x":1}`, `[["x",1]]`}},
+		{"subset", `{"constraint_type":"subset","allowed":["x",1]}`, []string{`[]`, `["x","x"]`, `[1]`}, []string{`["x","y"]`, `"x"`, `{}`, `[["x"]]`}},
+		{"all", `{"constraint_type":"all","constraints":[{"constraint_type":"range","min":1},{"constraint_type":"not_one_of","excluded":[2]}]}`,
+			[]string{`1`, `3`}, []string{`0`, `2`}},
+		{"any", `{"constraint_type":"any","constraints":[{"constraint_type":"exact","value":"x"},{"constraint_type":"range","max":1}]}`,
+			[]string{`"x"`, `1`}, []string{`2`, `"y"`}},
+		{"optional", `{"constraint_type":"exact","optional":true,"value":"x"}`, []string{`"x"`}, []string{`"y"`, `null`}},
+		{"normal-form", "{\"constraint_type\":\"exact\",\"value\":\"caf\u00e9\"}", []string{`"caf\u00e9"`}, []string{"\"cafe\u0301\""}},
+	} {
+		for id, values := range map[string][]string{"permit-6b-": c.in, "deny-6b-": c.out} {
+			step := ""
+			if id == "deny-6b-" {
+				step = "6b"
+			}
+			for i, value := range values {
+				add(fmt.Sprintf("%s%s-%d", id, c.what, i), step, value+" under "+c.constraint, func(s *scenario) {
+					s.truncate(1, "alice")
+					s.setTools(0, object{"read_file": object{"v": raw(c.constraint)}})
+					s.Args = `{"v":` + value + `}`
+				})
+			}
+		}
+	}
+	for what, c := range map[string]struct{ tool, argument string }{
+		"tool": {"cafe\u0301", "x"}, "argument": {"caf\u00e9", "cafe\u0301"},
+	} {
+		add("deny-6b-normal-form-"+what, "6b", "a name that looks alike, in another Unicode normal form: "+what, func(s *scenario) {
+			s.truncate(1, "alice")
+			s.setTools(0, object{"caf\u00e9": object{"x": optional(wild), "caf\u00e9": optional(wild)}})
+			s.Tool, s.Args = c.tool, string(encode(t, object{c.argument: 1}))
+		})
+	}
 	for what, args := range map[string]string{
 		"collision": `{"q":9007199254740993}`, "nested": `{"q":{"deep":[1.00000000000000001]}}`,
 	} {
@@ -661,6 +847,8 @@ func scenarios() []*scenario {
 		s.set(0, "aud", guardURI)
 		s.set(1, "aud", []any{"https://other.example.com"})
 	})
+	add("deny-6c-null", "6c", "aud is null", setAt(1, "aud", raw("null")))
+	add("deny-6c-empty", "6c", "aud is an empty array", setAt(1, "aud", []any{}))
 	add("deny-6c-number", "6c", "aud is a number", setAt(1, "aud", 5))
 	add("deny-6c-null-in-array", "6c", "aud is an array with something else in it", setAt(1, "aud", []any{guardURI, raw("null")}))
 	add("deny-6c-required", "6c", "no link has aud", func(s *scenario) { s.Options.RequireAudience = true })
@@ -670,7 +858,14 @@ func scenarios() []*scenario {
 		return func(s *scenario) { s.pop.claims[claim] = value }
 	}
 	add("deny-7a-typ", "7a", "a token instead of a proof", func(s *scenario) { s.pop.header = `{"alg":"Ed25519","typ":"aat+jwt"}` })
-	add("deny-7a-alg", "7a", "alg none", func(s *scenario) { s.pop.header = `{"alg":"none","typ":"aat-pop+jwt"}` })
+	for what, header := range map[string]string{
+		"alg": `{"alg":"none","typ":"aat-pop+jwt"}`, "alg-eddsa": `{"alg":"EdDSA","typ":"aat-pop+jwt"}`,
+		"alg-missing": `{"typ":"aat-pop+jwt"}`, "typ-missing": `{"alg":"Ed25519"}`, "typ-null": `{"alg":"Ed25519","typ":null}`,
+		"crit": `{"alg":"Ed25519","crit":["x"],"typ":"aat-pop+jwt","x":1}`, "crit-empty": `{"alg":"Ed25519","crit":[],"typ":"aat-pop+jwt"}`,
+		"twice": `{"alg":"none","alg":"Ed25519","typ":"aat-pop+jwt"}`,
+	} {
+		add("deny-7a-"+what, "7a", "header "+header, func(s *scenario) { s.pop.header = header })
+	}
 	add("deny-7a-empty", "7a", "no proof", func(s *scenario) { s.after = func(v *vector) { v.PoP = "" } })
 	add("deny-7b-holder", "7b", "signed by another key", func(s *scenario) { s.pop.signer = "mallory" }).Invariant = "I6"
 	add("deny-7b-before-6b", "7b", "the signature comes before the arguments", func(s *scenario) {
@@ -679,12 +874,46 @@ func scenarios() []*scenario {
 	add("deny-7b-duplicate", "7b", "a claim twice", func(s *scenario) {
 		s.pop.payload = `{"jti":"a","jti":"b"}`
 	})
+	add("deny-7b-tampered", "7b", "one bit of the signature flipped", func(s *scenario) {
+		s.after = func(v *vector) { v.PoP = flipSignature(v.PoP) }
+	}).Invariant = "I6"
+	add("deny-7b-swapped", "7b", "other claims under the same signature", func(s *scenario) {
+		s.after = func(v *vector) {
+			s.pop.claims["hta"] = object{"path": "/b"}
+			other, own := strings.Split(s.pop.sign(t), "."), strings.Split(v.PoP, ".")
+			v.PoP = own[0] + "." + other[1] + "." + own[2]
+		}
+	}).Invariant = "I6"
+	add("deny-7b-duplicate-in-hta", "7b", "an argument twice in hta", func(s *scenario) {
+		s.pop.payload = `{"hta":{"path":"/b","path":"/a"},"iat":1}`
+	})
+	for _, claim := range []string{"jti", "iat", "aat_id", "aat_hash", "aat_tool", "hta"} {
+		add("deny-7c-missing-"+strings.ReplaceAll(claim, "_", "-"), "7c", "no "+claim, setPoP(claim, nil))
+	}
+	add("deny-7c-iat-fraction", "7c", "iat has a fraction", setPoP("iat", raw("1741600000.0")))
+	add("deny-7c-sibling", "7c", "for a sibling of the leaf with the same jti and the same holder", func(s *scenario) {
+		sibling := newScenario()
+		sibling.set(2, "exp", now+500)
+		chain := sibling.build(t).Chain
+		s.pop.claims["aat_hash"] = hashOf(chain[2])
+	}).Invariant = "I6"
+	add("deny-7c-parent", "7c", "for the leaf's parent, by the holder of both", func(s *scenario) {
+		s.set(1, "cnf", object{"jwk": jwk("bob")})
+		s.set(2, "iss", jwk("bob").ThumbprintURI())
+		s.tokens[2].signer = "bob"
+		parent := newScenario()
+		parent.set(1, "cnf", object{"jwk": jwk("bob")})
+		parent.truncate(2, "bob")
+		s.pop.claims["aat_id"] = s.tokens[1].claims["jti"]
+		s.pop.claims["aat_hash"] = hashOf(parent.build(t).Chain[1])
+	}).Invariant = "I6"
 	add("deny-7c-jti", "7c", "an empty jti", setPoP("jti", ""))
 	add("deny-7c-iat", "7c", "iat is a string", setPoP("iat", "now"))
 	add("deny-7c-hta", "7c", "hta is an array", setPoP("hta", []any{}))
 	add("deny-7c-id", "7c", "for another leaf", setPoP("aat_id", "01957a3f-4e23-7b01-a9d1-000000000000"))
 	add("deny-7c-hash", "7c", "for another leaf with the same jti", setPoP("aat_hash", b64(make([]byte, 32)))).Invariant = "I6"
 	add("deny-7d-audience", "7d", "for another enforcement point", setPoP("aat_aud", "https://other.example.com"))
+	add("deny-7d-null", "7d", "aat_aud is null", setPoP("aat_aud", raw("null")))
 	add("deny-7d-array", "7d", "aat_aud is not a string", setPoP("aat_aud", []any{guardURI}))
 	add("deny-7d-required", "7d", "no aat_aud", func(s *scenario) { s.Options.RequirePoPAudience = true })
 	add("deny-7e-tool", "7e", "for another tool", setPoP("aat_tool", "search"))

@@ -111,7 +111,7 @@ func TestPresentLooksAgain(t *testing.T) {
 
 // TestChildAgreesWithChain: one link at a time or all at once, the same links come out and the same steps fail.
 func TestChildAgreesWithChain(t *testing.T) {
-	for _, s := range scenarios() {
+	for _, s := range scenarios(t) {
 		vec := s.build(t)
 		v := vec.verifier()
 		_, want := v.Chain(vec.Chain)
