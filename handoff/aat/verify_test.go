@@ -140,6 +140,16 @@ func TestChildAgreesWithChain(t *testing.T) {
 	small.MaxChainSize = len(p.chain[0]) + 100
 	_, err = small.Child(p.links[0], p.chain[1])
 	wantStep(t, err, "2b")
+	// A link that joins a chain alone must not bring an ancestor's jti, by which a revocation or a proof could name either.
+	twin := newScenario()
+	twin.set(2, "jti", twin.tokens[0].claims["jti"])
+	_, err = p.v.Child(p.links[1], twin.build(t).Chain[2])
+	wantStep(t, err, "2c")
+	// The parent may come from a verifier that allows more depth.
+	shallow := *p.v
+	shallow.MaxDepth = 1
+	_, err = shallow.Child(p.links[1], p.chain[2])
+	wantStep(t, err, "4f")
 	_, err = p.v.Child(p.links[0], "..")
 	wantStep(t, err, "4a")
 	_, err = p.v.Child(p.links[0], "a.b")
@@ -152,6 +162,21 @@ func TestChildAgreesWithChain(t *testing.T) {
 			t.Error("a Link that nobody verified became a parent")
 		}
 	}
+}
+
+// TestRestoreTokenChecksTheHeader: what was recorded as a link must be one; a proof that was put in its place is not.
+func TestRestoreTokenChecksTheHeader(t *testing.T) {
+	p := newPresentation(t)
+	for _, header := range []string{
+		`{"alg":"Ed25519","typ":"aat-pop+jwt"}`, `{"alg":"none","typ":"aat+jwt"}`, `{"alg":"Ed25519","crit":["x"],"typ":"aat+jwt","x":1}`,
+	} {
+		other := newScenario().tokens[2]
+		other.header, other.payload = header, string(p.links[2].Payload)
+		_, err := aat.RestoreToken(p.links[1], other.sign(t))
+		wantStep(t, err, "4a")
+	}
+	_, err := aat.RestoreToken(p.links[1], strings.Repeat("x", 65<<10))
+	wantStep(t, err, "4a")
 }
 
 func TestOnlyPermittedProofsAreSpent(t *testing.T) {
@@ -324,6 +349,60 @@ func TestJWK(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &j); err == nil || j != (aat.JWK{}) {
 			t.Errorf("%s was read as %v", text, j)
 		}
+	}
+}
+
+// TestZeroIsOneNumber: -0 is 0, as an integer too.
+func TestZeroIsOneNumber(t *testing.T) {
+	s := newScenario()
+	s.truncate(1, "alice")
+	s.set(0, "del_depth", raw("-0"))
+	v := s.build(t)
+	if _, err := v.verifier().Verify(v.Chain, v.Tool, []byte(v.Args), v.PoP); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCheckOfNothing: no constraint accepts a value that is not there. Who calls without an argument must not have it taken
+// for one that is unrestricted.
+func TestCheckOfNothing(t *testing.T) {
+	for _, c := range []aat.Constraint{
+		aat.Wildcard(), aat.Contains(), aat.Subset(), aat.Range(aat.Bound{}, aat.Bound{}), aat.NotOneOf(), {},
+	} {
+		if c.Check(nil) || c.Check(jsontext.Value(" ")) {
+			t.Errorf("%v accepts nothing at all", c)
+		}
+	}
+}
+
+// TestConstructorsRefuse: a program cannot make a constraint that a token could not hold. A clause that is optional, or one
+// that is nested deeper than others can read, would mean something else to each reader.
+func TestConstructorsRefuse(t *testing.T) {
+	nest := func(depth int) aat.Constraint {
+		c := aat.Wildcard()
+		for range depth - 1 {
+			c = aat.Any(c)
+		}
+		return c
+	}
+	nest(aat.MaxConstraintDepth)
+	for name, make := range map[string]func(){
+		"optional clause": func() { aat.All(aat.Wildcard().AsOptional()) },
+		"zero clause":     func() { aat.Any(aat.Constraint{}) },
+		"no clause":       func() { aat.Any() },
+		"too deep":        func() { nest(aat.MaxConstraintDepth + 1) },
+		"reversed":        func() { aat.Range(aat.AtLeast("2"), aat.AtMost("1")) },
+		"exact array":     func() { aat.Exact([]int{1}) },
+		"no number":       func() { aat.AtLeast(`"1"`) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: made", name)
+				}
+			}()
+			make()
+		}()
 	}
 }
 
