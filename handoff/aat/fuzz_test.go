@@ -91,6 +91,39 @@ func FuzzChild(f *testing.F) {
 	})
 }
 
+// FuzzRestoreToken reads back what a disk has kept, good or not: no signature stands before the parsers here.
+func FuzzRestoreToken(f *testing.F) {
+	s := newScenario()
+	vec := s.build(f)
+	for _, token := range append(vec.Chain, vec.PoP, "", "..") {
+		f.Add(token)
+	}
+	for _, s := range scenarios(f) {
+		if vec := s.build(f); len(vec.Chain) > 1 && len(vec.Chain[1]) < 2048 {
+			f.Add(vec.Chain[1])
+		}
+	}
+	v := vec.verifier()
+	root := must(v.Root(vec.Chain[0]))
+	f.Fuzz(func(t *testing.T, token string) {
+		link, err := aat.RestoreToken(root, token)
+		if err != nil {
+			wantRefusal(t, err)
+			return
+		}
+		if err := aat.SubsumesTools(root.Claims.Tools, link.Claims.Tools); err != nil || link.Claims.Depth != 1 || link.Parent() != root {
+			t.Fatalf("restored %+v: %v", link.Claims, err)
+		}
+		again, err := aat.RestoreToken(root, token)
+		if err != nil || again.Hash != link.Hash {
+			t.Fatalf("restored once, not twice: %v", err)
+		}
+		if _, err := v.Present([]*aat.Link{root, link}, "search", []byte(`{}`), vec.PoP); err == nil {
+			t.Fatal("a token that nobody verified was presented")
+		}
+	})
+}
+
 func FuzzPoP(f *testing.F) {
 	for _, s := range scenarios(f) {
 		if vec := s.build(f); s.Expect == "permit" || s.Step[0] == '7' {

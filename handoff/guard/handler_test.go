@@ -20,6 +20,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/guard"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -217,16 +218,48 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// No statement makes the feed do anything but believe or refuse it.
+// FuzzFeed plays a governor that signs whatever it likes: no statement takes a revocation back, and none makes a guard go on
+// without the statement that it has missed.
 func FuzzFeed(f *testing.F) {
 	w := newWorld(f)
-	h := w.root()
-	f.Add(w.statement(h.revoked(0, wire.StateRevoked)))
-	f.Add(w.statement())
-	f.Add("..")
-	f.Add("")
-	f.Fuzz(func(t *testing.T, in string) {
-		_ = w.guard.Feed(in)
-		_, _ = w.guard.NeedSnapshot(in)
+	other := w.root().revoked(0, wire.StateEnded)
+	for _, s := range []wire.RevocationFeed{
+		{Sequence: 2},
+		{Sequence: 2, Links: []wire.RevokedLink{other}},
+		{Sequence: 4, Links: []wire.RevokedLink{other, other}},
+		{Sequence: 1, Snapshot: true},
+		{Sequence: 9, Snapshot: true, Next: other.Hash, Links: []wire.RevokedLink{other}},
+		{Sequence: 9, Snapshot: true, After: other.Hash},
+		{Sequence: 1, Epoch: "e2"},
+		{Epoch: "e2", Snapshot: true},
+	} {
+		s.Governor, s.Time = governor, w.now().Unix()
+		if s.Epoch == "" {
+			s.Epoch = "e1"
+		}
+		payload, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(payload)
+	}
+	f.Add([]byte(`{"iss":"` + governor + `","epoch":"e1","seq":2,"time":1e3}`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		w := newWorld(t, func(c *guard.Config) { c.MaxRevocations = 8 })
+		revoked, good := w.root(), w.root()
+		w.feed(w.statement(revoked.revoked(0, wire.StateRevoked)))
+		w.permits(good)
+		token, err := jws.Sign(wire.TypeRevocation, payload, w.governor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = w.guard.Feed(token)
+		if _, err := w.check(revoked.present(), "a"); err == nil {
+			t.Fatalf("%q took a revocation back", payload)
+		}
+		var s wire.RevocationFeed
+		if err == nil && json.Unmarshal(payload, &s) == nil && !s.Snapshot && s.Epoch == "e1" && s.Sequence > 2 {
+			w.refuses(good, wire.CodeGuardFeed)
+		}
 	})
 }

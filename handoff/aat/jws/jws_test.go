@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -151,6 +152,45 @@ func FuzzParse(f *testing.F) {
 		// One token, one spelling: what was read writes back to the same segments.
 		if parts := strings.Split(s, "."); len(parts) != 3 || base64.RawURLEncoding.EncodeToString(u.Payload) != parts[1] {
 			t.Fatalf("%q has a payload with two spellings", s)
+		}
+	})
+}
+
+// FuzzVerifyJSON plays a holder who signs whatever it likes: what is read is all that was said.
+func FuzzVerifyJSON(f *testing.F) {
+	type statement struct {
+		ID     string   `json:"id"`
+		Index  uint64   `json:"index,omitzero"`
+		Labels []string `json:"labels,omitempty"`
+	}
+	for _, s := range []string{
+		`{"id":"x"}`, `{"id":"x","index":7,"labels":["a",""]}`, `{"id":"x","id":"y"}`, `{"id":"x","more":1}`, `{"ID":"x"}`,
+		`{"index":1e3}`, `{"index":-0}`, `null`, `{} {}`, "{\"id\":\"\xff\"}", `{"id":"\ud800"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		token, err := jws.Sign(typ, payload, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := jws.VerifyJSON[statement](token, typ, public, 1<<20)
+		if err != nil {
+			if e, ok := errors.AsType[*jws.Error](err); !ok || got.ID != "" || got.Index != 0 || got.Labels != nil {
+				t.Fatalf("refused with %v, %v", got, e)
+			}
+			return
+		}
+		if got.Index > 1<<53 { // no canonical form
+			return
+		}
+		again, err := jws.SignJSON(typ, got, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := jws.VerifyJSON[statement](again, typ, public, 1<<20)
+		if err != nil || back.ID != got.ID || back.Index != got.Index || !slices.Equal(back.Labels, got.Labels) {
+			t.Fatalf("%q was read as %v, which comes back as %v (%v)", payload, got, back, err)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -286,4 +287,55 @@ func TestIsID(t *testing.T) {
 			t.Errorf("IsID(%q) is %v", s, !want)
 		}
 	}
+}
+
+// FuzzHandoff plays the issuer, agents and a governor who write whatever they like as the claim `handoff`: a chain that is
+// accepted tells one story.
+func FuzzHandoff(f *testing.F) {
+	for i, l := range story() {
+		b, err := jcs.Marshal(l.handoff)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint8(i), b)
+	}
+	for _, s := range []string{
+		`{}`, `null`, `[]`, `{"session":"x","session":"y"}`, `{"labels":["pii","pii"]}`, `{"deadline":1e3}`, `{"decision":null}`,
+		`{"to":"\u0061lice","session":"` + id(0) + `"}`,
+	} {
+		f.Add(uint8(0), []byte(s))
+		f.Add(uint8(1), []byte(s))
+		f.Add(uint8(2), []byte(s))
+	}
+	f.Fuzz(func(t *testing.T, place uint8, raw []byte) {
+		if !jsontext.Value(raw).IsValid() {
+			return // no token can hold it
+		}
+		links := story()
+		at := int(place) % len(links)
+		links[at].raw = string(raw)
+		if len(raw) > 4096 || links[at].raw == "absent" {
+			return
+		}
+		chain, err := newProfile().Chain(build(t, links[:3+at/3*2]))
+		if err != nil {
+			if e, ok := errors.AsType[*wire.Error](err); !ok || e.Code != wire.CodeProfile || e.Message == "" {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		for i, l := range chain {
+			switch h := l.Handoff; {
+			case h.Session != id(0), h.To == "":
+				t.Fatalf("%s was read as %+v", raw, h)
+			case i%2 == 1 && (h.ID != "" || h.Decision != nil || h.Deadline > now+100):
+				t.Fatalf("an offer says %+v", h)
+			case i > 0 && i%2 == 0 && (h.ID != id(i-1) || h.To != chain[i-1].Handoff.To || h.From != chain[i-2].Handoff.To):
+				t.Fatalf("a claim says %+v", h)
+			}
+			if i > 1 && !slices.Contains(l.Handoff.Labels, "pii") {
+				t.Fatalf("the label was dropped by %s", raw)
+			}
+		}
+	})
 }
