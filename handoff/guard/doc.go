@@ -17,6 +17,9 @@
 // A chain that was seen before costs one signature instead of one for each link. Nothing else is remembered of it:
 // time, revocation, arguments and proof are checked at each call.
 //
+// A proof is used up in the memory of one process, and that of replicas is not shared. So every process needs an audience
+// of its own: where two answer to one name, a proof that one has accepted can be used again at the other.
+//
 // The package opens no connection. Whoever runs the guard brings it the feed: [handoff.Client.WatchRevocations] does,
 // over NATS.
 //

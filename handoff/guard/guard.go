@@ -21,7 +21,8 @@ import (
 // Config is what a [Guard] needs to know.
 type Config struct {
 	// Audience are the names of this guard, usually one: the origin of its URL, such as "https://tools.example.com".
-	// Every proof, and every link that names an audience at all, must name one of them. Required.
+	// Every proof, and every link that names an audience at all, must name one of them. No other process may have one of
+	// them: it would not know which proofs were used here. Required.
 	Audience []string
 	// Issuers are trusted to sign roots. Without one, everything is refused. [Guard.Trust] replaces them.
 	Issuers []Issuer
