@@ -18,7 +18,7 @@ import (
 // builtinsVersion counts changes to the meaning of the functions of ours below, scope arithmetic included.
 const builtinsVersion = "1"
 
-// Engine names what evaluates: OPA and our own builtins, each with its version, as in "opa 1.22.2, handoff 1". It is
+// Engine names what evaluates: OPA and our own builtins, each with its version, as in "opa 1.22.3, handoff 1". It is
 // recorded with each decision; a replay under another engine may answer otherwise.
 func Engine() string { return "opa " + version.Version + ", handoff " + builtinsVersion }
 

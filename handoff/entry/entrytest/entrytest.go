@@ -454,7 +454,7 @@ func (l *Log) alive(g *Grant) bool {
 func (l *Log) decision(entrypoint, effect string) *entry.Decision {
 	input := fmt.Sprintf(`{"agent":{"id":"planner"},"entry":%d,"stage":%q}`, len(l.Items), entrypoint)
 	return &entry.Decision{
-		Entrypoint: entrypoint, Input: jsontext.Value(input), Bundle: l.bundle, Engine: "opa 1.22.2",
+		Entrypoint: entrypoint, Input: jsontext.Value(input), Bundle: l.bundle, Engine: "opa 1.22.3",
 		Answer: jsontext.Value(fmt.Sprintf(`{"ceiling":null,"effect":%q,"reasons":[],"ttl":0}`, effect)),
 	}
 }
