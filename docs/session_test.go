@@ -43,6 +43,10 @@ func newSession(t *testing.T, bin string) *session {
 	if err := os.Mkdir(home, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	tmp := filepath.Join(dir, "t") // short: what is made there has sockets in it
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	repository, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +56,7 @@ func newSession(t *testing.T, bin string) *session {
 	shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	shell.Dir = home
 	shell.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"),
-		"XDG_STATE_HOME="+filepath.Join(dir, "state"), "HANDOFF_DATA=", "HANDOFF_LISTEN=127.0.0.1:0", "HANDOFF_URL=", "SPIFFE_ENDPOINT_SOCKET=",
+		"TMPDIR="+tmp, "XDG_STATE_HOME="+filepath.Join(dir, "state"), "HANDOFF_DATA=", "HANDOFF_LISTEN=127.0.0.1:0", "HANDOFF_URL=", "SPIFFE_ENDPOINT_SOCKET=",
 		"LC_ALL=C.UTF-8", "REPOSITORY="+repository)
 	out, printed, err := os.Pipe()
 	if err != nil {
