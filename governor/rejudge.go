@@ -341,9 +341,11 @@ func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord,
 func afterApproval(b *batch, e *entry.Entry, rec *heldRecord, resultID string, body []byte) {
 	h := rec.handoff
 	switch {
-	case rec.stage == entry.StageResult && h.result == nil:
-		b.effects.inbox = append(b.effects.inbox, resultVerdict(e, resultID))
 	case rec.stage == entry.StageResult:
+		b.effects.inbox = append(b.effects.inbox, resultVerdict(e, resultID))
+		if h.result == nil {
+			return
+		}
 		b.tell(&h.result.told, func() wire.Outbound { return resultMessage(h, body, "") })
 	default:
 		b.effects.inbox = append(b.effects.inbox, verdict(h))

@@ -64,12 +64,11 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 			out = append(out, g.closedVerdicts(e)...)
 			continue
 		}
-		message, ok, err := g.lostMessage(e)
+		messages, err := g.lostMessages(e)
 		if err != nil { // retention may have dropped the body; nobody can have it any more
 			g.log.WarnContext(ctx, "a result could not be published again", "entry", e.Index, "err", err)
-		} else if ok {
-			out = append(out, message)
 		}
+		out = append(out, messages...)
 		if err := flush(republishBatch); err != nil {
 			return err
 		}
@@ -94,34 +93,42 @@ func (g *Governor) closedVerdicts(e *entry.Entry) []wire.Outbound {
 	return out
 }
 
-// lostMessage is the verdict or result that an entry led to, as long as its session is in memory.
-func (g *Governor) lostMessage(e *entry.Entry) (wire.Outbound, bool, error) {
+// lostMessages are the verdict and the result that an entry led to, as long as its session is in memory.
+func (g *Governor) lostMessages(e *entry.Entry) (out []wire.Outbound, err error) {
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
 	h := g.state.handoffs[e.Handoff]
 	switch {
 	case h == nil && e.Decided != nil && e.Decided.Effect == wire.EffectDeny && g.state.sessions[e.Session] != nil:
-		return denial(e), true, nil
+		return []wire.Outbound{denial(e)}, nil
 	case h == nil:
-		return wire.Outbound{}, false, nil
+		return nil, nil
 	case e.Result != nil && (e.Result.Effect == wire.EffectDeny || h.result != nil && h.result.index == e.Index && h.held != nil):
 		claim, err := peekResult(e.Result.Token)
-		return resultVerdict(e, claim.ID), err == nil, err
+		if err != nil {
+			return nil, err
+		}
+		return []wire.Outbound{resultVerdict(e, claim.ID)}, nil
 	case h.result != nil && h.result.index == e.Index && h.result.effect == wire.EffectAllow:
+		if e.Approved != nil {
+			out = append(out, resultVerdict(e, h.result.claim.ID))
+		}
 		_, body, err := g.cfg.Log.Body(h.result.body)
 		if err != nil {
-			return wire.Outbound{}, false, err
+			return out, err
 		}
-		return resultMessage(h, body, ""), true, nil
+		return append(out, resultMessage(h, body, "")), nil
 	case e.Approved != nil:
 		for id, at := range h.refused {
 			if at == e.Index {
-				return resultVerdict(e, id), true, nil
+				return []wire.Outbound{resultVerdict(e, id)}, nil
 			}
 		}
-		return verdict(h), h.newest == e.Index, nil
+		if h.newest == e.Index {
+			return []wire.Outbound{verdict(h)}, nil
+		}
 	case h.newest == e.Index && (h.status == statusDenied || h.status == statusHeld || h.status == statusRevoked || h.status == statusExpired):
-		return verdict(h), true, nil
+		return []wire.Outbound{verdict(h)}, nil
 	}
-	return wire.Outbound{}, false, nil
+	return nil, nil
 }

@@ -223,8 +223,7 @@ func (r *result) sequence(b *batch) error {
 		}
 		if r.refusal = r.mutable(b, h); r.refusal == nil {
 			if h.result != nil { // an identical repeat: mutable refused everything else
-				r.effects(b, h)
-				return nil
+				return r.effects(b, h)
 			}
 			if h.grant.putOff != "" && b.now < h.grant.putOffUntil {
 				r.later = true // it must not overtake its own task's offers
@@ -241,16 +240,28 @@ func (r *result) sequence(b *batch) error {
 			if len(union(r.facts.labels, h.resultLabels())) > wire.MaxLabels {
 				r.refusal = wire.Refuse(wire.CodeTooLarge,
 					"with what the grant and the one that awaits it carry these are more than 64 labels; declare fewer")
-				b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
+				r.tell(b)
 				return nil
 			}
 			return r.write(b, h)
 		}
 	}
 	if r.refusal.Code != wire.CodeUnavailable { // that one is tried again
-		b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
+		r.tell(b)
 	}
 	return nil
+}
+
+// tell lets the worker know that this result was not taken. The verdict names the result also where its token could not be
+// trusted, as long as it can be read: the worker must not take it for one about the handoff, or about another result.
+func (r *result) tell(b *batch) {
+	id := r.claim.ID
+	if id == "" {
+		if claim, err := peekResult(r.token); err == nil && checkID(claim.ID) == nil {
+			id = claim.ID
+		}
+	}
+	b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, id, r.refusal))
 }
 
 // again answers a denied result that is sent again with the same denial. (Accepted ones are found by their handoff.)
@@ -302,7 +313,7 @@ func (r *result) again(b *batch) (bool, error) {
 func (r *result) forgotten(b *batch) error {
 	refuse := func() error {
 		r.refusal = wire.Refuse(wire.CodeHandoffUnknown, unknownTask)
-		b.effects.inbox = append(b.effects.inbox, refusalVerdict(r.in.Sender, r.in.Session, r.id, r.claim.ID, r.refusal))
+		r.tell(b)
 		return nil
 	}
 	index, found, err := r.g.cfg.Log.Lookup(r.claim.ID)
@@ -317,14 +328,18 @@ func (r *result) forgotten(b *batch) error {
 		r.later = r.g.unread(r.ctx, err)
 		return nil
 	}
-	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender {
-		return refuse()
+	if e.Result == nil || e.Result.Token != r.token || e.From != r.in.Sender || e.Result.Effect == wire.EffectHold {
+		return refuse() // of what was held, only the ledger can tell what a person's answer was, if there was one
 	}
 	b.effects.receipt(e.From, r.claim.ID, index, e.Result.Effect)
+	if e.Result.Effect == wire.EffectDeny {
+		b.effects.inbox = append(b.effects.inbox, resultVerdict(e, r.claim.ID))
+	}
 	return nil
 }
 
-// resultVerdict tells the worker what became of a result with this ID that was denied, held or turned down.
+// resultVerdict tells the worker what became of a result with this ID that was denied or held, or what a person's answer
+// made of it.
 func resultVerdict(e *entry.Entry, id string) wire.Outbound {
 	v := wire.Verdict{ID: e.Handoff, Result: id, Effect: wire.EffectDeny, Reasons: []wire.Reason{notApproved}, Entry: &e.Index}
 	to := e.To
@@ -332,7 +347,7 @@ func resultVerdict(e *entry.Entry, id string) wire.Outbound {
 	case e.Result != nil:
 		to, v.Effect, v.Reasons = e.From, e.Result.Effect, e.Result.Reasons
 	case e.Approved.Decided != nil:
-		v.Reasons = e.Approved.Decided.Reasons
+		v.Effect, v.Reasons = e.Approved.Decided.Effect, e.Approved.Decided.Reasons
 	}
 	return verdictMessage(to, e.Session, v)
 }
@@ -344,11 +359,11 @@ func (r *result) mutable(b *batch, h *handoff) *wire.Error {
 	switch {
 	case h.lost[r.key]:
 		return wire.Refuse(wire.CodeSuperseded, "another process took this task over; its result counts")
-	case h.result != nil && h.result.token == r.token:
-		return nil
-	case h.result != nil:
+	case h.result != nil && h.result.token != r.token:
 		return wire.Refuse(wire.CodeResultConflict, "another result was accepted first")
-	case r.repeat || b.used(r.claim.ID):
+	case h.result != nil && h.result.effect == wire.EffectAllow:
+		return nil
+	case h.result == nil && (r.repeat || b.used(r.claim.ID)):
 		return wire.Refuse(wire.CodeIDConflict, "the result token's ID was used for something else; make a new one")
 	case h.session.over != "":
 		return sessionOver(h.session)
@@ -389,20 +404,33 @@ func (r *result) write(b *batch, h *handoff) error {
 	}
 	b.effects.revoked = append(b.effects.revoked, below...)
 	if r.effect == wire.EffectAllow {
-		r.effects(b, h)
-		return nil
+		return r.effects(b, h)
 	}
 	b.effects.receipt(r.in.Sender, r.claim.ID, e.Index, r.effect)
 	b.effects.inbox = append(b.effects.inbox, resultVerdict(e, r.claim.ID))
 	return nil
 }
 
-// effects of an accepted result: a receipt to the worker, the result to the one who waits for it.
-func (r *result) effects(b *batch, h *handoff) {
-	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index, h.result.effect)
+// effects of the result that stands: a receipt to the worker; the result to the one who waits for it, or the verdict that
+// it waits for approval.
+func (r *result) effects(b *batch, h *handoff) error {
 	if h.result.effect == wire.EffectAllow {
+		b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index, wire.EffectAllow)
 		b.tell(&h.result.told, func() wire.Outbound { return resultMessage(h, r.in.Body, r.trace) })
+		return nil
 	}
+	if h.result.index >= b.next {
+		r.later = true // the first is in this very batch
+		return nil
+	}
+	e, err := r.g.entry(h.result.index)
+	if err != nil {
+		r.later = r.g.unread(r.ctx, err)
+		return nil
+	}
+	b.effects.receipt(r.in.Sender, r.claim.ID, h.result.index, h.result.effect)
+	b.effects.inbox = append(b.effects.inbox, resultVerdict(e, r.claim.ID))
+	return nil
 }
 
 // resultMessage carries a result to the sender of the handoff that it answers, or to the session's opener.

@@ -14,8 +14,11 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// maxBacklog is how many notices wait here for a Receive; the others wait in the inbox.
-const maxBacklog = 1024
+// What may wait here for a Receive. The other notices wait in the inbox, for whichever process of the agent asks first.
+const (
+	maxBacklog = 1024
+	keepFor    = 5 * time.Second // after the last Receive
+)
 
 // tasks claims what the inbox announces, for those who ask for it, and keeps the leases of what is being worked on.
 //
@@ -30,7 +33,8 @@ type tasks struct {
 	backlog []*inboxMessage
 	waiting map[string]*inboxMessage // :: ID → its notice in backlog
 	wanted  int                      // Receives that wait
-	begun   bool                     // whether there ever was a Receive
+	open    bool                     // a Receive waits, or one did just now
+	idle    *time.Timer              // ends that
 	ready   []*Task
 	active  map[string]*Task
 	done    *recent // IDs of tasks that need no notice any more
@@ -38,10 +42,31 @@ type tasks struct {
 }
 
 func newTasks(c *Client) *tasks {
-	return &tasks{
+	t := &tasks{
 		client: c, changed: make(chan struct{}), waiting: map[string]*inboxMessage{}, active: map[string]*Task{},
 		done: newRecent(16_384),
 	}
+	t.idle = time.AfterFunc(keepFor, t.rest)
+	return t
+}
+
+// rest gives the notices back when nobody has asked for a task for a while: another process of the agent may be idle.
+func (t *tasks) rest() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.wanted == 0 {
+		t.open = false
+		t.giveBack()
+	}
+}
+
+// giveBack has the server deliver the backlog again, to whoever reads the inbox. The caller has locked.
+func (t *tasks) giveBack() {
+	for _, in := range t.backlog {
+		t.client.settle(in.Nak())
+	}
+	t.backlog = nil
+	clear(t.waiting)
 }
 
 // wake tells all who wait to look again. The caller has locked.
@@ -65,7 +90,7 @@ func (t *tasks) notice(in *inboxMessage) {
 		*old = *in
 		return
 	}
-	if t.closed || !t.begun || len(t.backlog) >= maxBacklog {
+	if t.closed || !t.open || len(t.backlog) >= maxBacklog {
 		c.settle(in.NakWithDelay(backoff(in.Msg)))
 		return
 	}
@@ -79,9 +104,12 @@ func (t *tasks) next(ctx context.Context) (*Task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wanted++
-	t.begun = true
+	t.open = true
 	t.wake()
-	defer func() { t.wanted-- }()
+	defer func() {
+		t.wanted--
+		t.idle.Reset(keepFor)
+	}()
 	for {
 		for len(t.ready) > 0 {
 			task := t.ready[0]
@@ -255,11 +283,8 @@ func (t *tasks) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	for _, in := range t.backlog {
-		t.client.settle(in.Nak())
-	}
-	t.backlog = nil
-	clear(t.waiting)
+	t.idle.Stop()
+	t.giveBack()
 }
 
 // renew is the goroutine that keeps leases and notices alive.
@@ -317,7 +342,11 @@ func (t *tasks) renewSession(session string, list []*Task) {
 			continue
 		}
 		for i, a := range answers {
-			if a.Error != nil && over(a.Error.Code) {
+			switch {
+			case a.Error == nil || !over(a.Error.Code):
+			case a.Error.Code == wire.CodeNotAdmitted && some[i].completed(): // as a person has approved meanwhile
+				t.end(some[i], ErrDone)
+			default:
 				t.end(some[i], a.Error)
 			}
 		}

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"container/list"
 	"fmt"
 	"math/rand/v2"
@@ -22,6 +23,7 @@ type inboxMessage struct {
 	jetstream.Msg
 	id, kind, from, session, contentType, status, trace string
 
+	about   string // what it answers: the handoff, or the result that a verdict names
 	entry   uint64
 	verdict *wire.Verdict // of kind verdict
 }
@@ -40,6 +42,7 @@ func parseInbox(msg jetstream.Msg) (*inboxMessage, error) {
 		}
 		in.entry = n
 	}
+	in.about = in.id
 	switch in.kind {
 	case wire.KindTask, wire.KindResult:
 		if in.id == "" || in.session == "" {
@@ -50,7 +53,7 @@ func parseInbox(msg jetstream.Msg) (*inboxMessage, error) {
 		if err := json.Unmarshal(msg.Data(), in.verdict); err != nil {
 			return nil, fmt.Errorf("a verdict: %w", err)
 		}
-		in.id = in.verdict.ID
+		in.id, in.about = in.verdict.ID, cmp.Or(in.verdict.Result, in.verdict.ID)
 	default:
 		return nil, fmt.Errorf("unknown kind %.20q", in.kind)
 	}
@@ -71,29 +74,25 @@ const (
 // An answer leaves the inbox when an exchange has taken it. One that none waits for is kept here for a while, unsettled,
 // if its handoff was made here; otherwise it goes back, for the process that made it.
 type mail struct {
-	mu       sync.Mutex
-	receipts map[string][]*exchange   // :: ID of what was sent → who waits for its receipt
-	answers  map[string][]*exchange   // :: handoff ID → who waits for its verdict or result
-	held     map[string]*list.Element // :: handoff ID and kind → element of order
-	order    list.List                // of *inboxMessage, oldest first
-	bytes    int
-	made     *recent // handoffs made here
-	taken    *recent // answers that were taken: ID, kind, entry
-	closed   bool
+	mu      sync.Mutex
+	waiting map[string][]*exchange   // :: ID of a handoff or a result → who waits for what is about it
+	held    map[string]*list.Element // :: that ID and kind → element of order
+	order   list.List                // of *inboxMessage, oldest first
+	bytes   int
+	made    *recent // IDs of handoffs and results made here
+	taken   *recent // answers that were taken: ID, kind, entry
+	closed  bool
 }
 
 func newMail() *mail {
 	return &mail{
-		receipts: map[string][]*exchange{}, answers: map[string][]*exchange{}, held: map[string]*list.Element{},
-		made: newRecent(16_384), taken: newRecent(16_384),
+		waiting: map[string][]*exchange{}, held: map[string]*list.Element{}, made: newRecent(16_384), taken: newRecent(16_384),
 	}
 }
 
 // exchange is what is known of one thing that was sent.
 type exchange struct {
-	handoff string // ID that verdicts and results carry
-	sent    string // ID that the receipt carries
-	results bool   // whether a result is wanted; a verdict always is
+	id string // of the handoff, or of the result: what receipts, verdicts and results about it name
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -102,9 +101,7 @@ type exchange struct {
 	result  *Result
 }
 
-func newExchange(handoff, sent string, results bool) *exchange {
-	return &exchange{handoff: handoff, sent: sent, results: results, changed: make(chan struct{})}
-}
+func newExchange(id string) *exchange { return &exchange{id: id, changed: make(chan struct{})} }
 
 // change sets something under the lock and wakes who waits.
 func (e *exchange) change(set func()) {
@@ -123,66 +120,48 @@ func (e *exchange) look(read func()) <-chan struct{} {
 	return e.changed
 }
 
-// take says whether the answer was for this exchange.
-func (e *exchange) take(in *inboxMessage) bool {
-	switch {
-	case in.kind == wire.KindVerdict:
-		e.change(func() {
-			if e.verdict == nil || in.verdict.Entry == nil || e.verdict.Entry == nil || *in.verdict.Entry >= *e.verdict.Entry {
+func (e *exchange) take(in *inboxMessage) {
+	e.change(func() {
+		switch {
+		case in.kind == wire.KindVerdict:
+			// What the ledger holds counts for more than the refusal of a message that could not be trusted.
+			if old := e.verdict; old == nil || old.Entry == nil || in.verdict.Entry != nil && *in.verdict.Entry >= *old.Entry {
 				e.verdict = in.verdict
 			}
-		})
-		return true
-	case in.kind == wire.KindResult && e.results:
-		e.change(func() {
-			if e.result == nil {
-				e.result = &Result{
-					ID: in.id, From: in.from, Status: in.status, Body: in.Data(), ContentType: in.contentType,
-					Traceparent: in.trace, Entry: in.entry,
-				}
+		case e.result == nil:
+			e.result = &Result{
+				ID: in.id, From: in.from, Status: in.status, Body: in.Data(), ContentType: in.contentType,
+				Traceparent: in.trace, Entry: in.entry,
 			}
-		})
-		return true
-	}
-	return false
+		}
+	})
 }
 
 // open has e told what comes for it, and what came before. The returned func ends that.
 func (m *mail) open(e *exchange) (done func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.made.add(e.handoff)
-	m.answers[e.handoff] = append(m.answers[e.handoff], e)
-	if e.sent != "" {
-		m.receipts[e.sent] = append(m.receipts[e.sent], e)
-	}
+	m.made.add(e.id)
+	m.waiting[e.id] = append(m.waiting[e.id], e)
 	for _, kind := range []string{wire.KindVerdict, wire.KindResult} {
-		if el := m.held[e.handoff+kind]; el != nil {
+		if el := m.held[e.id+kind]; el != nil {
 			in := el.Value.(*inboxMessage)
-			if e.take(in) {
-				m.drop(el)
-				m.taken.add(in.key())
-				in.Ack() // lost, it comes again and is known
-			}
+			e.take(in)
+			m.drop(el)
+			m.taken.add(in.key())
+			in.Ack() // lost, it comes again and is known
 		}
 	}
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		remove(m.answers, e.handoff, e)
-		remove(m.receipts, e.sent, e)
-	}
-}
-
-func remove(waiting map[string][]*exchange, id string, e *exchange) {
-	list := waiting[id]
-	if i := slices.Index(list, e); i >= 0 {
-		list = slices.Delete(slices.Clone(list), i, i+1)
-	}
-	if len(list) == 0 {
-		delete(waiting, id)
-	} else {
-		waiting[id] = list
+		list := m.waiting[e.id]
+		i := slices.Index(list, e)
+		if list = slices.Delete(list, i, i+1); len(list) > 0 {
+			m.waiting[e.id] = list
+		} else {
+			delete(m.waiting, e.id)
+		}
 	}
 }
 
@@ -195,7 +174,7 @@ func (m *mail) receipt(msg *nats.Msg) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range receipts.Entries {
-		for _, e := range m.receipts[r.ID] {
+		for _, e := range m.waiting[r.ID] {
 			e.change(func() { e.receipt = &r })
 		}
 	}
@@ -209,18 +188,19 @@ func (m *mail) deliver(in *inboxMessage, now time.Time) (ack bool, delay time.Du
 	if m.closed {
 		return false, firstNak
 	}
-	for _, e := range m.answers[in.id] {
-		ack = e.take(in) || ack
+	waiting := m.waiting[in.about]
+	for _, e := range waiting {
+		e.take(in)
 	}
 	switch {
-	case ack:
+	case len(waiting) > 0:
 		m.taken.add(in.key())
 		return true, 0
 	case m.taken.has(in.key()):
 		return true, 0
-	case now.Sub(madeAt(in.id)) > unreadFor:
+	case now.Sub(madeAt(in.about)) > unreadFor:
 		return true, 0
-	case m.made.has(in.id):
+	case m.made.has(in.about):
 		return m.hold(in)
 	}
 	return false, backoff(in.Msg)
@@ -228,7 +208,7 @@ func (m *mail) deliver(in *inboxMessage, now time.Time) (ack bool, delay time.Du
 
 // hold keeps the newest message of a kind for a handoff, within limits.
 func (m *mail) hold(in *inboxMessage) (ack bool, delay time.Duration) {
-	if el := m.held[in.id+in.kind]; el != nil {
+	if el := m.held[in.about+in.kind]; el != nil {
 		if el.Value.(*inboxMessage).entry > in.entry {
 			return true, 0
 		}
@@ -237,14 +217,14 @@ func (m *mail) hold(in *inboxMessage) (ack bool, delay time.Duration) {
 	if m.order.Len() >= maxHeld || m.bytes+len(in.Data()) > maxHeldBytes {
 		return false, lastNak
 	}
-	m.held[in.id+in.kind] = m.order.PushBack(in)
+	m.held[in.about+in.kind] = m.order.PushBack(in)
 	m.bytes += len(in.Data())
 	return false, 0
 }
 
 func (m *mail) drop(el *list.Element) {
 	in := m.order.Remove(el).(*inboxMessage)
-	delete(m.held, in.id+in.kind)
+	delete(m.held, in.about+in.kind)
 	m.bytes -= len(in.Data())
 }
 
@@ -259,7 +239,7 @@ func (m *mail) close() {
 	}
 }
 
-func (in *inboxMessage) key() string { return in.id + in.kind + strconv.FormatUint(in.entry, 10) }
+func (in *inboxMessage) key() string { return in.about + in.kind + strconv.FormatUint(in.entry, 10) }
 
 // backoff grows with each delivery, and is never quite the same for two processes.
 func backoff(msg jetstream.Msg) time.Duration {

@@ -220,7 +220,7 @@ func (g *Grant) sign(ctx context.Context, to string, task []byte, o *offer) (*Ha
 	return &Handoff{
 		ID: o.id, To: string(receiver), Session: g.Session(), client: g.client, grant: g, mode: o.mode, await: o.verdict,
 		msg:   &nats.Msg{Subject: wire.OfferSubject(g.Session(), string(receiver)), Header: header, Data: task},
-		state: newExchange(o.id, o.id, true),
+		state: newExchange(o.id),
 	}, nil
 }
 
@@ -245,7 +245,7 @@ func underivable(err error) error {
 // Handoff returns the handoff of that ID, which this agent offered before, perhaps in another process: to wait for its
 // result.
 func (c *Client) Handoff(id string) *Handoff {
-	return &Handoff{ID: id, client: c, state: newExchange(id, "", true)}
+	return &Handoff{ID: id, client: c, state: newExchange(id)}
 }
 
 // Await sends the offer until the governor has it in its ledger, and returns a *[Denied] where it decided against it.

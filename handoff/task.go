@@ -57,7 +57,8 @@ var ErrDone = errors.New("the task is done")
 func (t *Task) Context() context.Context { return t.ctx }
 
 // Receive returns the next task of the agent's inbox once this process holds it. Tasks that the policy does not let go
-// any more, that have run out of time or that another process works on are passed over.
+// any more, that have run out of time or that another process works on are passed over. What came to this process and
+// was not asked for goes back to the inbox, for others of the agent, five seconds after the last Receive.
 func (c *Client) Receive(ctx context.Context) (*Task, error) {
 	ctx, cancel := c.until(ctx)
 	defer cancel()
@@ -108,8 +109,8 @@ func (c *Client) Claim(ctx context.Context, session, id string) (*Task, error) {
 // the result is in the governor's ledger. A result that the policy denies, or holds for a person's approval, is a
 // *[Denied]; a held one has been sent all the same.
 //
-// There is one result of a task. Where an error leaves open what became of it, such as the end of ctx, call Complete
-// again with the same body.
+// There is one result of a task. Where an error leaves open what became of it, such as the end of ctx, or it was held,
+// call Complete again with the same body and options: it returns what has become of it by then.
 func (t *Task) Complete(ctx context.Context, body []byte, options ...ResultOption) error {
 	return t.finish(ctx, wire.StatusCompleted, body, options)
 }
@@ -150,6 +151,12 @@ func (t *Task) finish(ctx context.Context, status string, body []byte, options [
 		c.tasks.end(t, err)
 	case refused && d.Effect == wire.EffectDeny: // the task is still there, for another result
 		t.unseal(sent)
+	case refused: // held, by now: the next call asks again
+		t.mu.Lock()
+		if t.sent == sent {
+			t.state = newExchange(state.id)
+		}
+		t.mu.Unlock()
 	}
 	return err
 }
@@ -215,7 +222,7 @@ func (t *Task) seal(ctx context.Context, status string, body []byte, options []R
 		header[wire.HeaderTraceparent] = []string{o.trace}
 	}
 	s.msg = &nats.Msg{Subject: wire.ResultSubject(t.Session()), Header: header, Data: s.body}
-	t.sent, t.state = s, newExchange(t.ID, id, false)
+	t.sent, t.state = s, newExchange(id)
 	return s, t.state, nil
 }
 
@@ -245,6 +252,13 @@ func (t *Task) workedOn() (notice *inboxMessage, lease bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.notice, !t.handed
+}
+
+// completed says whether a result was sent from here.
+func (t *Task) completed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.sent != nil
 }
 
 // noticed takes the notice in the place of an older delivery of it. It says false where the notice can go.
