@@ -1,6 +1,7 @@
 package governor_test
 
 import (
+	"crypto/ed25519"
 	"maps"
 	"os"
 	"path/filepath"
@@ -454,4 +455,84 @@ func TestOnePersonApprovesOnce(t *testing.T) {
 	grant.result("x", labelled("secret"))
 	twice(b, grant.handoff)
 	a.next(wire.KindResult, grant.handoff)
+}
+
+// A worker whose result waits for a person is told how it stands: when it asks, when the answer is there, and again where
+// the streams have lost that.
+func TestHeldResultIsTold(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, `session := {"effect": "allow"}
+
+decision := {"effect": "allow"}
+
+default result := {"effect": "allow"}
+
+result := {"effect": "hold", "reasons": [{"code": "ask", "message": "ask"}]} if {
+	"secret" in input.labels
+	count(input.approvals) < 1
+}`)))
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	hold := func() (grant held, sent *natsMsg, jti string, at uint64) {
+		t.Helper()
+		grant = chainOf(t, a.session(readFiles()), wire.ModeDelegate, b)
+		jti = grant.result("done", labelled("secret"), func(_ *wire.ResultToken, m *natsMsg) { sent = m })
+		v := b.verdict(grant.handoff)
+		if v.Effect != wire.EffectHold || v.Result != jti {
+			t.Fatalf("the verdict is %+v", v)
+		}
+		return grant, sent, jti, *v.Entry
+	}
+	again := func(sent *natsMsg, jti string) wire.Verdict {
+		t.Helper()
+		if _, err := b.nc.RequestMsg(sent, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		v := b.verdict(sent.Header.Get(wire.HeaderID))
+		if v.Result != jti {
+			t.Errorf("the verdict is about %q: %+v", v.Result, v)
+		}
+		return v
+	}
+
+	approved, sent, accepted, at := hold()
+	if v := again(sent, accepted); v.Effect != wire.EffectHold || *v.Entry != at || firstCode(v) != "ask" {
+		t.Errorf("sent again, it is told %+v", v)
+	}
+	out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: at, Approve: true})
+	if out.Error != nil {
+		t.Fatal(out.Error)
+	}
+	told := func() {
+		t.Helper()
+		if v := b.verdict(approved.handoff); v.Effect != wire.EffectAllow || v.Result != accepted || *v.Entry != out.Entry {
+			t.Errorf("after the approval it is told %+v", v)
+		}
+		if m := a.next(wire.KindResult, approved.handoff); string(m.Data()) != "done" {
+			t.Errorf("the result is %q", m.Data())
+		}
+	}
+	told()
+
+	// Once the session is over, nobody can approve any more.
+	closed, sent, jti, at := hold()
+	op.operate(wire.VerbSessionClose, wire.OperatorRequest{Session: closed.session, Reason: "enough"})
+	if v := again(sent, jti); v.Effect != wire.EffectDeny || firstCode(v) != wire.CodeSessionClosed {
+		t.Errorf("after the end of the session it is told %+v", v)
+	}
+	if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: at, Approve: true}); out.Error == nil {
+		t.Error("approved after the end")
+	}
+
+	// A token that is not trusted is still named.
+	forged, _, _, _ := hold()
+	thief := forged
+	thief.a = &agent{w: w, t: t, name: b.name, nc: b.nc}
+	_, thief.a.key, _ = ed25519.GenerateKey(nil)
+	jti = thief.result("done")
+	if v := b.verdict(forged.handoff); v.Result != jti || firstCode(v) != wire.CodeToken || v.Entry != nil {
+		t.Errorf("a result by another key is told %+v", v)
+	}
+
+	w.withoutStreams()
+	a, b = w.agent("a"), w.agent("b")
+	told()
 }
