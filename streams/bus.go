@@ -23,11 +23,13 @@ import (
 type Bus struct {
 	limits Limits
 	log    *slog.Logger
+	shares shares
 
 	// Reading, writing and answering have a connection each: a pipe has one reader and one writer, and a batch of
 	// large messages on one must not keep an answer waiting on another.
 	conns    []*nats.Conn
 	writer   jetstream.JetStream
+	inboxes  jetstream.Stream
 	answers  *nats.Conn
 	messages jetstream.MessagesContext
 	fetched  chan wire.Inbound
@@ -41,6 +43,7 @@ func newBus(ctx context.Context, s *Server) (*Bus, error) {
 	b := &Bus{
 		limits:  s.limits,
 		log:     s.log,
+		shares:  shares{limit: s.limits.InboxShare, inboxes: map[string]*share{}},
 		fetched: make(chan wire.Inbound, 1024),
 		closing: make(chan struct{}),
 	}
@@ -72,6 +75,12 @@ func (b *Bus) open(ctx context.Context) (err error) {
 		if _, err := b.writer.CreateOrUpdateStream(ctx, config); err != nil {
 			return fmt.Errorf("making stream %s: %w", config.Name, err)
 		}
+	}
+	if b.inboxes, err = b.writer.Stream(ctx, streamInbox); err != nil {
+		return fmt.Errorf("opening stream %s: %w", streamInbox, err)
+	}
+	if err := b.shares.recall(ctx, b.inboxes); err != nil {
+		return fmt.Errorf("counting what is in stream %s: %w", streamInbox, err)
 	}
 	reader, err := jetstream.New(b.conns[0])
 	if err != nil {
@@ -200,12 +209,8 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	failed := make(map[int]error)
 	acks := make([]jetstream.PubAckFuture, len(out))
 	for i, o := range out {
-		err := checkName(o.To)
-		if err == nil {
-			msg := &nats.Msg{Subject: subjectInbox + o.To, Header: o.Header, Data: o.Body}
-			acks[i], err = b.writer.PublishMsgAsync(msg, stallWait)
-		}
-		if err != nil {
+		var err error
+		if acks[i], err = b.put(ctx, o); err != nil {
 			failed[i] = err
 		}
 	}
@@ -222,6 +227,7 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 		case <-b.closing:
 			failed[i] = errClosed
 		}
+		b.shares.settled(out[i].To)
 	}
 	if len(failed) > 0 {
 		return &wire.UndeliveredError{Failed: failed}
@@ -229,10 +235,35 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	return nil
 }
 
+// put publishes a message to an inbox that has room for it. It does not wait for the answer.
+func (b *Bus) put(ctx context.Context, o wire.Outbound) (jetstream.PubAckFuture, error) {
+	if err := checkName(o.To); err != nil {
+		return nil, err
+	}
+	subject := subjectInbox + o.To
+	err := b.shares.take(o.To, sizeOf(o), func() (uint64, error) {
+		info, err := b.inboxes.Info(ctx, jetstream.WithSubjectFilter(subject))
+		if err != nil {
+			return 0, fmt.Errorf("streams: looking into an inbox: %w", err)
+		}
+		return info.State.Subjects[subject], nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	ack, err := b.writer.PublishMsgAsync(&nats.Msg{Subject: subject, Header: o.Header, Data: o.Body}, stallWait)
+	if err != nil {
+		b.shares.settled(o.To)
+	}
+	return ack, err
+}
+
+const inboxFull = "the receiver's inbox is full: try later"
+
 // inboxError gives the server's refusal of a full inbox its code. The server has no number for it.
 func inboxError(err error) error {
 	if strings.Contains(err.Error(), "maximum messages per subject exceeded") {
-		return wire.Refuse(wire.CodeInboxFull, "the receiver's inbox is full: try later")
+		return wire.Refuse(wire.CodeInboxFull, inboxFull)
 	}
 	return err
 }

@@ -54,6 +54,7 @@ type Limits struct {
 	InFlight        int           // messages fetched and not yet settled: 16,384
 	AckWait         time.Duration // until a message fetched and not settled comes again: 30 s
 	InboxMessages   int64         // waiting for one agent: 10,000; over it Deliver answers inbox_full
+	InboxShare      int64         // bytes waiting for one agent: 64 MiB; over it the same. At least wire.MaxPayload
 	InboxBytes      int64         // waiting for all agents: 4 GiB
 	QuarantineBytes int64         // 256 MiB; the oldest go first
 	QuarantineAge   time.Duration // 30 days
@@ -72,6 +73,7 @@ func (l Limits) withDefaults() Limits {
 		InFlight:        cmp.Or(l.InFlight, 16_384),
 		AckWait:         cmp.Or(l.AckWait, 30*time.Second),
 		InboxMessages:   cmp.Or(l.InboxMessages, 10_000),
+		InboxShare:      max(cmp.Or(l.InboxShare, 64<<20), wire.MaxPayload),
 		InboxBytes:      cmp.Or(l.InboxBytes, 4<<30),
 		QuarantineBytes: cmp.Or(l.QuarantineBytes, 256<<20),
 		QuarantineAge:   cmp.Or(l.QuarantineAge, 30*24*time.Hour),

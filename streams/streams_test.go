@@ -199,6 +199,44 @@ func TestFullInboxHurtsNobodyElse(t *testing.T) {
 	}
 }
 
+// An agent that reads nothing can keep its share of what all inboxes have, and no more, also over restarts.
+func TestInboxesShareBytes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *streams.Config) { c.Limits.InboxShare = wire.MaxPayload })
+	deliver := func(to string, kib int, want error) {
+		t.Helper()
+		err := w.Governor().Deliver(t.Context(), []wire.Outbound{{To: to, Body: make([]byte, kib<<10)}})
+		if (err == nil) != (want == nil) || want != nil && !errors.Is(err, want) {
+			t.Errorf("%d KiB to %s: %v", kib, to, err)
+		}
+	}
+	full := &wire.Error{Code: wire.CodeInboxFull}
+	for range 3 {
+		deliver("greedy", 600, nil)
+		deliver("small", 1, nil)
+	}
+	deliver("greedy", 600, full)
+	deliver("greedy", 100, nil)
+	deliver("other", 1024, nil)
+
+	check(t, w.Close())
+	w.start()
+	deliver("greedy", 600, full)
+	deliver("small", 1500, nil)
+	deliver("small", 1500, full)
+	deliver("other", 1024, full)
+	deliver("other", 900, nil)
+
+	inbox := w.join("agent/greedy").inbox()
+	for range 2 {
+		msg, err := inbox.Next(jetstream.FetchMaxWait(5 * time.Second))
+		check(t, err)
+		check(t, msg.DoubleAck(t.Context()))
+	}
+	deliver("greedy", 600, nil)
+	deliver("greedy", 900, full)
+}
+
 func TestReceiptsGoToOneAgentAndRevocationsToGuards(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
