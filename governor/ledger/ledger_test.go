@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/mod/sumdb/note"
 	"pgregory.net/rapid"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
@@ -221,6 +223,61 @@ func proofs(t tb, l *ledger.Ledger, log *entrytest.Log) {
 		forged.Root[0] ^= 1
 		if entry.CheckConsistency(forged, checkpoint(n), proof) == nil {
 			t.Fatalf("another history of %d entries is consistent with one of %d", size, n)
+		}
+	}
+}
+
+// A walk along a session that was tampered with says so, and ends.
+func TestSessionThatIsDamaged(t *testing.T) {
+	log := history(300)
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l, err := ledger.Open(path, ledger.Config{LogName: log.Name, Signer: log.Signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, l, log.Items)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const at = 7 // below the newest tile, which is checked at the opening
+	session := log.Items[at].Session
+	if session == "" {
+		t.Fatalf("entry %d is of no session", at)
+	}
+	points := func(name string, to uint64) string {
+		return fmt.Sprintf(`{"session":%q,"prev":{"session":%d}}`, name, to)
+	}
+	for name, encoded := range map[string]string{
+		"forward":         points(session, at+1),
+		"to itself":       points(session, at),
+		"to another's":    points(session, 0),
+		"beyond the end":  points(session, 1<<60),
+		"not an entry":    "{",
+		"another session": points("01900000-0000-7000-8000-000000000000", 0),
+	} {
+		db, err := bbolt.Open(path, 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("entry")).Put(binary.BigEndian.AppendUint64(nil, at), []byte(encoded))
+		})
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ledger.Open(path, ledger.Config{LogName: log.Name, ReadOnly: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, err = range l.Session(session) {
+			n++
+		}
+		if !errors.Is(err, ledger.ErrDamaged) || n > len(log.Items) {
+			t.Errorf("%s: after %d entries %v", name, n, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -540,6 +597,19 @@ func TestOpenRefuses(t *testing.T) {
 		}), cfg, ledger.ErrDamaged},
 		{"an entry lost below the last", change("gap", func(tx *bbolt.Tx) error {
 			return tx.Bucket([]byte("entry")).Delete([]byte{0, 0, 0, 0, 0, 0, 0, 2})
+		}), cfg, ledger.ErrDamaged},
+		{"live state of more than there is", change("watermark", func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("meta")).Put([]byte("watermark"), []byte{0, 0, 0, 0, 0, 0, 0, 6})
+		}), cfg, ledger.ErrDamaged},
+		{"a checkpoint of more than there is", change("checkpoint", func(tx *bbolt.Tx) error {
+			c, err := note.Sign(&note.Note{Text: entry.Checkpoint{Origin: log.Name, Size: 6}.String()}, log.Signer)
+			if err != nil {
+				return err
+			}
+			return tx.Bucket([]byte("meta")).Put([]byte("checkpoint"), c)
+		}), cfg, ledger.ErrDamaged},
+		{"a bucket lost", change("bucket", func(tx *bbolt.Tx) error {
+			return tx.DeleteBucket([]byte("id"))
 		}), cfg, ledger.ErrDamaged},
 		{"a lost tail", file("truncated", content[:48<<10]), cfg, ledger.ErrDamaged},
 		{"nothing, for reading", filepath.Join(dir, "none.db"), ledger.Config{ReadOnly: true}, os.ErrNotExist},
