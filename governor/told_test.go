@@ -536,3 +536,36 @@ result := {"effect": "hold", "reasons": [{"code": "ask", "message": "ask"}]} if 
 	a, b = w.agent("a"), w.agent("b")
 	told()
 }
+
+// A worker that sends a denied or held result again, after the session is over and forgotten, gets an answer that ends its
+// waiting.
+func TestResultsOfForgottenSessions(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use, under(policyOf(t, `session := {"effect": "allow"}
+
+decision := {"effect": "allow"}
+
+result := {"effect": "hold", "reasons": [{"code": "ask", "message": "ask"}]} if "secret" in input.labels
+
+result := {"effect": "deny", "reasons": [{"code": "never", "message": "never"}]} if "red" in input.labels`)))
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	root := a.session(readFiles(), func(r *wire.OpenRequest) { r.TTL = 300 })
+	sent := map[string]*natsMsg{}
+	for _, label := range []string{"red", "secret"} {
+		grant := chainOf(t, root, wire.ModeDelegate, b)
+		b.receipt(grant.result("done", labelled(label), func(_ *wire.ResultToken, m *natsMsg) { sent[label] = m }))
+		b.verdict(grant.handoff)
+	}
+	clock.advance(10 * time.Minute)
+	for op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Sessions > 0 {
+		time.Sleep(100 * time.Millisecond)
+	}
+	for label, code := range map[string]wire.Code{"red": "never", "secret": wire.CodeHandoffUnknown} {
+		if _, err := b.nc.RequestMsg(sent[label], 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if v := b.verdict(sent[label].Header.Get(wire.HeaderID)); v.Effect != wire.EffectDeny || firstCode(v) != code || v.Result == "" {
+			t.Errorf("%s: it is told %+v", label, v)
+		}
+	}
+}
