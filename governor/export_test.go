@@ -142,8 +142,8 @@ func (st *State) dump() string {
 	for name, i := range st.receiver {
 		add("receiver %s %d", name, i)
 	}
-	for name, n := range st.open {
-		add("open %s %d", name, n)
+	for way, n := range st.open {
+		add("open %s %s %d", way.from, way.to, n)
 	}
 	for name, n := range st.opens {
 		add("opens %s %d", name, n)

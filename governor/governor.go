@@ -35,7 +35,7 @@ type Config struct {
 
 	// KnownAgent tells whether a name may be handed to at all. Nil: every valid name.
 	KnownAgent func(name string) bool
-	// MaxOpen is how many handoffs may be open for one receiver. 0: 10,000.
+	// MaxOpen is how many handoffs may be open for one receiver, half of them from one sender. 0: 10,000.
 	MaxOpen int
 	// MaxSessions is how many sessions one agent may have open. 0: 1,000.
 	MaxSessions int

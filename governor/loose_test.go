@@ -436,25 +436,36 @@ func TestVerdictsThatCannotBeDelivered(t *testing.T) {
 	}
 }
 
-// A receiver has room for so many tasks at once, and what it finishes makes room.
+// A receiver has room for so many tasks at once, of which one sender can take half, and what it finishes makes room.
 func TestInboxThatIsFull(t *testing.T) {
 	w := newLoose(t, t.TempDir(), newKey())
-	a, b := w.agent("a"), w.agent("b")
-	root := w.session(a)
+	a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+	root, other := w.session(a), w.session(c)
+	full := func(from held) {
+		t.Helper()
+		settled := make(chan string, 1)
+		o := from.draft(b.name, "work")
+		from.seal(o)
+		w.offers <- []wire.Inbound{w.message(from, o, settled)}
+		<-settled
+		if said := w.hears(wire.KindVerdict); !strings.Contains(said, string(wire.CodeInboxFull)) {
+			t.Errorf("the verdict is %s", said)
+		}
+	}
 	var last *offering
-	for range looseOpen {
+	for range (looseOpen + 1) / 2 {
 		last = w.offer(root, b.name)
 	}
-	settled := make(chan string, 1)
-	o := root.draft(b.name, "work")
-	root.seal(o)
-	w.offers <- []wire.Inbound{w.message(root, o, settled)}
-	<-settled
-	if said := w.hears(wire.KindVerdict); !strings.Contains(said, string(wire.CodeInboxFull)) {
-		t.Errorf("the verdict is %s", said)
+	full(root)
+	for range looseOpen / 2 {
+		w.offer(other, b.name)
 	}
+	full(other)
 	if out := w.operate(wire.VerbRevoke, wire.OperatorRequest{ID: last.id, Reason: "test"}); out.Error != nil {
 		t.Fatal(out.Error)
 	}
-	w.offer(root, b.name)
+	w.hears(wire.KindVerdict) // of the revocation
+	w.offer(other, b.name)
+	full(other)
+	full(root)
 }

@@ -277,11 +277,18 @@ func (o *offer) mutable(b *batch, s *session, parent *grant) *wire.Reason {
 	case len(countedLabels(b.judge, parent, o.claim.Labels)) > wire.MaxLabels:
 		return &wire.Reason{Code: wire.CodeTooLarge, Message: "with what the grant carries these are more than 64 labels; declare fewer"}
 	}
-	return admissible(b, o.claim.Mode, s, parent, o.in.To, o.g.cfg.MaxOpen)
+	switch most := o.g.cfg.MaxOpen; { // what is held has its place already
+	case b.st.open[path{to: o.in.To}] >= most:
+		return &wire.Reason{Code: wire.CodeInboxFull, Message: "the receiver has too many open handoffs; try later"}
+	case b.st.open[path{o.in.Sender, o.in.To}] >= (most+1)/2: // one sender leaves room for others
+		return &wire.Reason{Code: wire.CodeInboxFull,
+			Message: "the receiver has too many open handoffs of yours; wait for their results"}
+	}
+	return admissible(b, o.claim.Mode, s, parent)
 }
 
 // admissible checks what an offer needs at the moment of its admission, be that at its turn or at an approval.
-func admissible(b *batch, mode string, s *session, parent *grant, to string, maxOpen int) *wire.Reason {
+func admissible(b *batch, mode string, s *session, parent *grant) *wire.Reason {
 	if refusal := parent.usable(b.seconds()); refusal != nil {
 		return &wire.Reason{Code: refusal.Code, Message: refusal.Message}
 	}
@@ -291,8 +298,6 @@ func admissible(b *batch, mode string, s *session, parent *grant, to string, max
 			Message: "delegated handoffs are still open; wait for their results, then transfer"}
 	case parent.handoff != nil && parent.handoff.result != nil:
 		return &wire.Reason{Code: wire.CodeParentEnded, Message: "the task's result waits for approval; nothing more can be handed on"}
-	case b.st.open[to] >= maxOpen:
-		return &wire.Reason{Code: wire.CodeInboxFull, Message: "the receiver has too many open handoffs; try later"}
 	case s.budget != nil && s.admitted >= s.budget.Handoffs:
 		return &wire.Reason{Code: wire.CodeBudget, Message: "the session's budget of handoffs is used up"}
 	}

@@ -284,7 +284,7 @@ func (g *Governor) approvable(b *batch, rec *heldRecord, by string, yes bool) *w
 		return wire.Refuse(wire.CodePolicyHeld, "you have approved this already; the policy asks for somebody else, too")
 	}
 	if rec.stage == entry.StageOffer {
-		if reason := admissible(b, h.mode(), h.session, h.parent, h.to, g.cfg.MaxOpen); reason != nil {
+		if reason := admissible(b, h.mode(), h.session, h.parent); reason != nil {
 			return wire.Refuse(reason.Code, reason.Message)
 		}
 		return nil

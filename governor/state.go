@@ -35,7 +35,7 @@ type State struct {
 	holders  map[string]holder      // thumbprint of live grants' key → whose it is
 	sender   map[string]uint64      // agent → newest entry it sent
 	receiver map[string]uint64      // agent → newest entry to it
-	open     map[string]int         // agent → handoffs admitted for it, without a result
+	open     map[path]int           // handoffs admitted, without a result
 	opens    map[string]int         // agent → sessions that it has opened, and that are not over
 	used     map[string]uint64      // every ID of these sessions → its entry
 	held     map[uint64]*heldRecord // index of a held decision → what waits
@@ -59,13 +59,16 @@ func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 		holders:  map[string]holder{},
 		sender:   map[string]uint64{},
 		receiver: map[string]uint64{},
-		open:     map[string]int{},
+		open:     map[path]int{},
 		opens:    map[string]int{},
 		used:     map[string]uint64{},
 		held:     map[uint64]*heldRecord{},
 		touched:  map[string]bool{},
 	}
 }
+
+// path is the way from one agent to another; from is empty for all who send to it together.
+type path struct{ from, to string }
 
 // session is one bounded security transaction.
 type session struct {
@@ -452,12 +455,14 @@ func (st *State) setStatus(h *handoff, to status) {
 	if !is {
 		st.unhold(h)
 	}
-	switch {
-	case is && !was:
-		st.open[h.to]++
-	case was && !is:
-		if st.open[h.to]--; st.open[h.to] == 0 {
-			delete(st.open, h.to)
+	if is == was {
+		return
+	}
+	for _, p := range []path{{from: h.from, to: h.to}, {to: h.to}} {
+		if is {
+			st.open[p]++
+		} else if st.open[p]--; st.open[p] == 0 {
+			delete(st.open, p)
 		}
 	}
 }
