@@ -93,7 +93,7 @@ func TestHeldResult(t *testing.T) {
 				t.Errorf("%s: another result: %v", name, err)
 			}
 		}
-		if cause := context.Cause(task.Context()); cause != handoff.ErrDone {
+		if cause := context.Cause(task.Context()); !errors.Is(cause, handoff.ErrDone) {
 			t.Errorf("%s: the task ended with %v", name, cause)
 		}
 		if r, err := sent.Result(w.ctx()); err != nil || string(r.Body) != "report" {
@@ -108,7 +108,7 @@ func TestHeldResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	handoff.RenewNow(b)
-	if cause := context.Cause(approved.Context()); cause != handoff.ErrDone {
+	if cause := context.Cause(approved.Context()); !errors.Is(cause, handoff.ErrDone) {
 		t.Errorf("the task ended with %v", cause)
 	}
 
