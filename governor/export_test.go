@@ -87,6 +87,16 @@ func bound(b *int, n int) func() {
 	return func() { *b = before }
 }
 
+// OutUpTo is the first entry whose messages a start after a crash would publish again.
+func (g *Governor) OutUpTo() (uint64, error) {
+	_, items, err := g.cfg.Log.Live()
+	if err != nil || items[liveOut] == nil {
+		return 0, err
+	}
+	mark, err := parseOutMark(items[liveOut])
+	return mark.entries, err
+}
+
 // DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
 func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
 	st := newState(g.cfg.Keys, g.verifier, g.profile)

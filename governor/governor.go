@@ -64,6 +64,7 @@ type Governor struct {
 		sync.Mutex
 		messages []wire.Outbound
 	}
+	hole       hole
 	quarantine struct {
 		sync.Mutex
 		counts map[quarantineKey]int
@@ -166,7 +167,13 @@ func (g *Governor) Run(ctx context.Context) error {
 	if err := group.Wait(); parent.Err() == nil {
 		return err
 	}
-	return nil // asked to stop
+	// Asked to stop, and everything is out. A start that knows so repeats nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(parent), releaseTimeout)
+	defer cancel()
+	if err := g.flushLast(ctx); err != nil {
+		g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
+	}
+	return nil
 }
 
 // Ready is closed once the governor serves.

@@ -22,6 +22,7 @@ const (
 	liveSession = "session/" // + ID → nothing
 	liveAgent   = "agent/"   // + name → newest entry sent + 1, newest entry received + 1; 0 for none
 	liveBundle  = "bundle"   // → digest of the bundle in force
+	liveOut     = "out"      // → what has left for inboxes: outMark
 )
 
 // touch notes that a key of the live bucket is out of date.
@@ -49,23 +50,18 @@ func (st *State) liveValue(key string) []byte {
 }
 
 // flushLive stores what has changed in the live bucket. It takes its turn like everything else, so that what it stores is
-// of a prefix of the ledger, and only once that prefix is durable.
+// of a prefix of the ledger, and only once that prefix is durable and what it leads to is out.
 func (g *Governor) flushLive(ctx context.Context) error {
 	var watermark uint64
-	changes := map[string][]byte{}
+	var changes map[string][]byte
 	err := g.do(ctx, func(b *batch) error {
-		watermark = b.st.next
-		clear(changes) // this may run again, where its batch fails
-		for key := range b.st.touched {
-			changes[key] = b.st.liveValue(key)
-		}
-		clear(b.st.touched)
+		watermark, changes = b.st.next, b.st.liveChanges() // this may run again, where its batch fails
 		return nil
 	})
 	if err == nil {
-		err = g.cfg.Log.PutLive(watermark, changes)
+		err = g.putLive(ctx, watermark, changes)
 	}
-	if err != nil && len(changes) > 0 {
+	if err != nil {
 		g.state.mu.Lock()
 		defer g.state.mu.Unlock()
 		for key := range changes {
@@ -73,6 +69,35 @@ func (g *Governor) flushLive(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// flushLast is flushLive once everything has come to its end and nothing takes turns any more.
+func (g *Governor) flushLast(ctx context.Context) error {
+	if g.stale {
+		return nil // the state holds what is not on record
+	}
+	g.state.mu.Lock()
+	watermark, changes := g.state.next, g.state.liveChanges()
+	g.state.mu.Unlock()
+	return g.putLive(ctx, watermark, changes)
+}
+
+// liveChanges takes what has changed since it was called last.
+func (st *State) liveChanges() map[string][]byte {
+	changes := map[string][]byte{}
+	for key := range st.touched {
+		changes[key] = st.liveValue(key)
+	}
+	clear(st.touched)
+	return changes
+}
+
+func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[string][]byte) error {
+	all := maps.Clone(changes)
+	if stored, err := g.cfg.Bus.Stored(ctx); err == nil { // else the mark stays where it was
+		all[liveOut] = outMark{g.outUpTo(watermark), stored}.encode()
+	}
+	return g.cfg.Log.PutLive(watermark, all)
 }
 
 // rebuild reads the state back from the ledger.
@@ -176,10 +201,16 @@ func (st *State) restoreLive(ctx context.Context, log Log) error {
 			}
 			continue
 		}
-		if key != liveBundle {
+		switch key {
+		case liveBundle:
+			st.bundle = string(value)
+		case liveOut:
+			if st.out, err = parseOutMark(value); err != nil {
+				return err
+			}
+		default:
 			return fmt.Errorf("unknown key %q", key)
 		}
-		st.bundle = string(value)
 	}
 	slices.SortFunc(entries, func(a, b *entry.Entry) int { return int(int64(a.Index) - int64(b.Index)) })
 	for _, e := range entries {

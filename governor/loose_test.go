@@ -242,6 +242,8 @@ func (w looseBus) Deliver(_ context.Context, out []wire.Outbound) error {
 	return nil
 }
 
+func (w looseBus) Stored(context.Context) (uint64, error) { return 0, nil }
+
 func (w looseBus) Receipt(string, []byte) error { return nil }
 
 func (w looseBus) Revoke([]byte) error {
@@ -434,6 +436,50 @@ func TestVerdictsThatCannotBeDelivered(t *testing.T) {
 	if how := <-settled; how != "ack" {
 		t.Errorf("the offer whose verdict finds no room is settled by %s", how)
 	}
+}
+
+// A start after a crash repeats what did not get out, and nothing because somebody lets its own inbox run full.
+func TestWhatIsNotOut(t *testing.T) {
+	w := newLoose(t, t.TempDir(), newKey())
+	a, b := w.agent("a"), w.agent("b")
+	root := w.session(a)
+	outUpTo := func(want uint64) {
+		t.Helper()
+		var out uint64
+		for end := time.Now().Add(5 * time.Second); out != want && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			var err error
+			if out, err = w.g.OutUpTo(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out != want {
+			t.Errorf("all is out below entry %d, want %d of %d", out, want, w.ledger.Size())
+		}
+	}
+	settled := make(chan string, 10)
+	put := func(change func(*offering)) {
+		o := root.draft(b.name, "work")
+		if change != nil {
+			change(o)
+		}
+		root.seal(o)
+		w.offers <- []wire.Inbound{w.message(root, o, settled)}
+		<-settled
+	}
+	full := func() {
+		w.faults.deliver = func(wire.Outbound) error { return wire.Refuse(wire.CodeInboxFull, "full") }
+	}
+	w.with(full)
+	put(func(o *offering) { o.claims.ExpiresAt += 100_000 }) // denied
+	outUpTo(w.ledger.Size())
+	hole := w.ledger.Size()
+	put(nil)
+	w.with(func() { w.faults.deliver = nil })
+	put(nil)
+	outUpTo(hole)
+	w.with(full)
+	put(nil)
+	outUpTo(hole) // the first counts
 }
 
 // A receiver has room for so many tasks at once, of which one sender can take half, and what it finishes makes room.

@@ -2,7 +2,10 @@ package governor
 
 import (
 	"context"
+	"encoding/binary"
+	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
@@ -10,7 +13,8 @@ import (
 )
 
 // This file is what a start owes to the one before it. The ledger is the outbox: what is in it may have left, or not, and
-// the streams may have lost with the power what had left. Receivers know repeats by (Handoff-Id, Handoff-Kind).
+// the streams may have lost with the power what had left. A mark in the live bucket tells how far it is known to have left;
+// what is repeated beyond that, receivers know by (Handoff-Id, Handoff-Kind, Handoff-Entry).
 
 const (
 	// lossWindow is how long the streams may keep what they have stored from the disk (JetStream's sync_interval is two
@@ -22,10 +26,73 @@ const (
 	republishBatch = 256
 )
 
-// republish publishes every notice whose task still waits, and the verdicts and results of the last minutes. Revocations
-// need no repeating: the feed has a new epoch, and guards ask for all of it.
+// outMark says that everything which the entries below one led to was out when inboxes had been given so many messages.
+type outMark struct{ entries, stored uint64 }
+
+func (m outMark) encode() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, m.entries), m.stored)
+}
+
+func parseOutMark(b []byte) (outMark, error) {
+	if len(b) != 16 {
+		return outMark{}, fmt.Errorf("the mark of what is out has %d bytes", len(b))
+	}
+	return outMark{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}, nil
+}
+
+// hole is the first entry whose messages did not all get out. They are tried again; but nothing tells when they are out,
+// so the mark stays below it for as long as a start would publish them again.
+type hole struct {
+	sync.Mutex
+	entry uint64
+	until time.Time // the zero time where there is none
+}
+
+func (g *Governor) notOut(first uint64) {
+	g.hole.Lock()
+	defer g.hole.Unlock()
+	if g.cfg.Now().After(g.hole.until) {
+		g.hole.entry = first
+	}
+	g.hole.until = g.cfg.Now().Add(lossWindow)
+}
+
+// outUpTo is how far below a watermark everything is known to be out.
+func (g *Governor) outUpTo(watermark uint64) uint64 {
+	g.hole.Lock()
+	defer g.hole.Unlock()
+	if g.cfg.Now().After(g.hole.until) {
+		return watermark
+	}
+	return min(watermark, g.hole.entry)
+}
+
+// lastOut is the first entry whose messages may not be in the inboxes.
+func (g *Governor) lastOut(ctx context.Context) (uint64, error) {
+	stored, err := g.cfg.Bus.Stored(ctx)
+	if err != nil {
+		return 0, err
+	}
+	mark := g.state.out
+	if stored >= mark.stored {
+		return mark.entries, nil
+	}
+	// Power was lost. What is published now counts up to the mark again, and must not be taken for what it stood for.
+	watermark, _, err := g.cfg.Log.Live()
+	if err != nil {
+		return 0, err
+	}
+	return 0, g.cfg.Log.PutLive(watermark, map[string][]byte{liveOut: nil})
+}
+
+// republish publishes what is not known to be out: every notice whose task still waits, and the verdicts and results of
+// the last minutes. Revocations need no repeating: the feed has a new epoch, and guards ask for all of it.
 // newest is the time of the newest entry before this start, in Unix milliseconds.
 func (g *Governor) republish(ctx context.Context, newest int64) error {
+	from, err := g.lastOut(ctx)
+	if err != nil {
+		return err
+	}
 	var out []wire.Outbound
 	flush := func(limit int) error {
 		for len(out) > limit {
@@ -40,7 +107,7 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 	}
 	g.state.mu.RLock()
 	for _, h := range g.state.handoffs {
-		if h.status == statusAdmitted {
+		if h.status == statusAdmitted && h.newest >= from {
 			out = append(out, notice(h, ""))
 		}
 	}
@@ -49,7 +116,7 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 	if err := flush(0); err != nil {
 		return err
 	}
-	for encoded, err := range g.cfg.Log.Entries(next - min(next, maxRepublished)) {
+	for encoded, err := range g.cfg.Log.Entries(max(from, next-min(next, maxRepublished))) {
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -140,4 +142,41 @@ func TestClockThatWasAhead(t *testing.T) {
 	a.receipt(o.id)
 	b.claim(root.session, o.id)
 	b.receipt(done)
+}
+
+// What was out before a stop, or a second before a crash, is not published again.
+func TestRestartRepeatsNothing(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	grant := chainOf(t, root, wire.ModeDelegate, b)
+	b.receipt(grant.result("done"))
+	a.next(wire.KindResult, grant.handoff)
+	denied := root.offer(b.name, "too much", func(o *offering) { o.claims.Tools = aat.Tools{"fs.write": {}} })
+	a.verdict(denied.id)
+	b.next(wire.KindTask, grant.handoff)
+	waiting := root.offer(b.name, "still to do")
+	a.receipt(waiting.id)
+
+	w.heartbeat()
+	size := w.operator().operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries
+	if out, err := w.d.Governor().OutUpTo(); err != nil || out != size {
+		t.Errorf("after a crash, what is from entry %d of %d on would be repeated: %v", out, size, err)
+	}
+	last := root.offer(a.name, "in the second of the stop")
+	a.receipt(last.id)
+	if err := w.d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	for name, want := range map[string]string{"a": last.id, "b": waiting.id} {
+		inbox := w.agent(name).inbox
+		m, err := inbox.Next(jetstream.FetchMaxWait(20 * time.Second))
+		if err != nil || m.Headers().Get(wire.HeaderID) != want {
+			t.Fatalf("%s gets %v first, %v", name, m, err)
+		}
+		if again, err := inbox.Next(jetstream.FetchMaxWait(time.Second)); err == nil {
+			t.Errorf("%s gets again %v", name, again.Headers())
+		}
+	}
 }

@@ -17,6 +17,8 @@ type Bus interface {
 	Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.Inbound, error)
 	// Deliver puts messages into their receivers' inboxes. All are stored when it returns nil.
 	Deliver(ctx context.Context, messages []wire.Outbound) error
+	// Stored is how many messages were ever stored in inboxes, less those that a loss of power has taken back.
+	Stored(ctx context.Context) (uint64, error)
 	// Receipt tells an agent what the ledger holds of it. Receipts may get lost: the agent asks again by sending again.
 	Receipt(agent string, body []byte) error
 	// Revoke publishes a statement on the revocation feed.

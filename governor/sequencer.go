@@ -285,6 +285,7 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	all := func(doing string, err error) func(int) error {
+		g.notOut(b.next)
 		g.owe(b, nil)
 		b.effects.untold(nil)
 		g.log.ErrorContext(ctx, "effects of a durable batch did not get out; they go again when asked for", "doing", doing,
@@ -310,6 +311,9 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 		}
 		if ok {
 			b.undelivered(some, undelivered)
+			if !b.lostByOwners(some.Failed) {
+				g.notOut(b.next)
+			}
 			g.owe(b, some.Failed)
 			b.effects.untold(some.Failed)
 			g.log.WarnContext(ctx, "some inbox messages could not be stored", "messages", len(some.Failed), "err", err)
@@ -374,6 +378,15 @@ func (b *batch) undelivered(e *wire.UndeliveredError, into map[int]error) {
 		}
 		into[b.effects.owner[i]] = err
 	}
+}
+
+func (b *batch) lostByOwners(failed map[int]error) bool {
+	for i, err := range failed {
+		if !lostByItsOwner(b.effects.inbox[i], err) {
+			return false
+		}
+	}
+	return true
 }
 
 func lostByItsOwner(m wire.Outbound, err error) bool {

@@ -41,6 +41,7 @@ type State struct {
 	held     map[uint64]*heldRecord // index of a held decision → what waits
 	expiries expiries               // what to end when, soonest first
 	touched  map[string]bool        // keys of the live bucket that are out of date: live.go
+	out      outMark                // of the live bucket that this was read from: republish.go
 
 	keys     *Keys
 	verifier *aat.Verifier
@@ -794,7 +795,7 @@ func (st *State) replace(fresh *State) {
 	st.next, st.clock, st.bundle = fresh.next, fresh.clock, fresh.bundle
 	st.sessions, st.handoffs, st.grants, st.byID = fresh.sessions, fresh.handoffs, fresh.grants, fresh.byID
 	st.holders, st.sender, st.receiver, st.open = fresh.holders, fresh.sender, fresh.receiver, fresh.open
-	st.opens = fresh.opens
+	st.opens, st.out = fresh.opens, fresh.out
 	st.used, st.held, st.expiries, st.touched = fresh.used, fresh.held, fresh.expiries, fresh.touched
 }
 

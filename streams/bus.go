@@ -235,6 +235,16 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	return nil
 }
 
+// Stored is the sequence number of the newest message that was put into an inbox, whether it is still there or not. After
+// a loss of power it may be smaller than before.
+func (b *Bus) Stored(ctx context.Context) (uint64, error) {
+	info, err := b.inboxes.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("streams: looking at the inboxes: %w", err)
+	}
+	return info.State.LastSeq, nil
+}
+
 // put publishes a message to an inbox that has room for it. It does not wait for the answer.
 func (b *Bus) put(ctx context.Context, o wire.Outbound) (jetstream.PubAckFuture, error) {
 	if err := checkName(o.To); err != nil {
