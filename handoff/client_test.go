@@ -182,7 +182,7 @@ func TestOneProcessByItsKey(t *testing.T) {
 	session := w.session(first)
 	sent := must(session.Offer(w.ctx(), "b", []byte("task")))(t)
 	first.Close()
-	b := w.agent("b", withKey2(t))
+	b := w.agent("b", oneKey(t))
 	task := w.receive(b)
 	if err := task.Complete(w.ctx(), []byte("done")); err != nil {
 		t.Fatal(err)
@@ -208,17 +208,19 @@ func TestOneProcessByItsKey(t *testing.T) {
 	}
 }
 
-func withKey2(t testing.TB) func(*handoff.Config) {
-	return func(c *handoff.Config) { c.Key = must(handoff.LoadKey(filepath.Join(t.TempDir(), "key")))(t) }
+// oneKey makes every client that it configures the same process.
+func oneKey(t testing.TB) func(*handoff.Config) {
+	key := must(handoff.LoadKey(filepath.Join(t.TempDir(), "key")))(t)
+	return func(c *handoff.Config) { c.Key = key }
 }
 
 func TestClaimAgainByID(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	a := w.agent("a")
-	withKey := withKey2(t)
+	withKey := oneKey(t)
 	b := w.agent("b", withKey)
-	sent := must(w.session(a).Offer(w.ctx(), "b", []byte("task")))(t)
+	must(w.session(a).Offer(w.ctx(), "b", []byte("task")))(t)
 	task := w.receive(b)
 	if again := must(b.Claim(w.ctx(), task.Session(), task.ID))(t); again != task {
 		t.Error("claiming what is at work gives another task")
@@ -228,16 +230,15 @@ func TestClaimAgainByID(t *testing.T) {
 		t.Errorf("the task ended with %v", err)
 	}
 
-	var key handoff.Config
-	withKey(&key)
-	next := w.agent("b", func(c *handoff.Config) { c.Key = key.Key })
-	_ = next
 	stranger := w.agent("b")
 	_, err := stranger.Claim(w.ctx(), task.Session(), task.ID)
 	wantCode(t, err, wire.CodeAlreadyClaimed)
+	again := must(w.agent("b", withKey).Claim(w.ctx(), task.Session(), task.ID))(t)
+	if string(again.Body) != "task" || again.From != a.Name() {
+		t.Errorf("claimed again, the task is %+v", again)
+	}
 	_, err = a.Claim(w.ctx(), task.Session(), task.ID)
 	wantCode(t, err, wire.CodeHandoffUnknown)
-	_ = sent
 }
 
 func TestKeyFiles(t *testing.T) {

@@ -259,32 +259,38 @@ func (t *tasks) find(id string) *Task {
 	return t.active[id]
 }
 
-// end lets go of a task. Its notice leaves the inbox, unless the client closes: then another process may take over.
+// end lets go of a task, and its notice leaves the inbox. When the client closes, it stays there: see close.
 func (t *tasks) end(task *Task, cause error) {
+	if errors.Is(cause, ErrClosed) {
+		return
+	}
 	t.mu.Lock()
 	if t.active[task.ID] != task {
 		t.mu.Unlock()
 		return
 	}
 	delete(t.active, task.ID)
-	if !errors.Is(cause, ErrClosed) {
-		t.done.add(task.ID)
-	}
+	t.done.add(task.ID)
 	t.wake()
 	t.mu.Unlock()
 	task.stop(cause)
-	if notice, _ := task.workedOn(); notice != nil && !errors.Is(cause, ErrClosed) {
+	if notice, _ := task.workedOn(); notice != nil {
 		t.client.settle(notice.Ack())
 	}
 }
 
-// close gives back what was not claimed.
+// close gives back every notice: those of tasks at work, too, which another process may take over, or finish by its key.
 func (t *tasks) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
 	t.idle.Stop()
 	t.giveBack()
+	for _, task := range t.active {
+		if notice, _ := task.workedOn(); notice != nil {
+			t.client.settle(notice.Nak())
+		}
+	}
 }
 
 // renew is the goroutine that keeps leases and notices alive.

@@ -201,7 +201,7 @@ func TestIdleProcessesGetTasks(t *testing.T) {
 func TestClosingGivesBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	keyA := withKey2(t)
+	keyA := oneKey(t)
 	first, b := w.agent("a", keyA), w.agent("b")
 	session := w.session(first)
 	var sent []*handoff.Handoff
@@ -211,6 +211,9 @@ func TestClosingGivesBack(t *testing.T) {
 	task := w.receive(b)
 	b.Close()
 	next := w.agent("b")
+	if list := must(next.Peek(w.ctx(), 10, 5*time.Second))(t); len(list) != len(sent) {
+		t.Errorf("the inbox has %+v", list)
+	}
 	for range 3 { // within what a waiting notice would be kept for
 		got, err := next.Receive(within(t, 4*time.Second))
 		if err != nil {
@@ -240,5 +243,31 @@ func TestClosingGivesBack(t *testing.T) {
 		if err != nil || string(r.Body) != fmt.Sprint(i) {
 			t.Errorf("the result of %d is %v, %v", i, r, err)
 		}
+	}
+}
+
+// A process that goes on with a task by its key finishes it for the inbox, too.
+func TestFinishedByItsKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, withKey := w.agent("a"), oneKey(t)
+	sent := must(w.session(a).Offer(w.ctx(), "b", []byte("task")))(t)
+	first := w.agent("b", withKey)
+	w.receive(first)
+	first.Close()
+	second := w.agent("b", withKey)
+	task := must(second.Claim(w.ctx(), sent.Session, sent.ID))(t)
+	if err := task.Complete(w.ctx(), []byte("done")); err != nil {
+		t.Fatal(err)
+	}
+	var list []handoff.Waiting
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if list = must(second.Peek(w.ctx(), 10, 0))(t); len(list) == 0 {
+			break
+		}
+	}
+	second.Close()
+	if list = must(w.agent("b").Peek(w.ctx(), 10, time.Second))(t); len(list) > 0 {
+		t.Errorf("the inbox still has %+v", list)
 	}
 }
