@@ -297,7 +297,7 @@ func (h *Handoff) Result(ctx context.Context) (*Result, error) {
 	if err := h.client.startInbox(ctx); err != nil {
 		return nil, err
 	}
-	defer h.client.mail.open(h.state)()
+	done := h.client.mail.open(h.state)
 	var result *Result
 	err := h.client.send(ctx, h.msg, h.state, func() (bool, error) {
 		switch v := h.state.verdict; {
@@ -309,7 +309,14 @@ func (h *Handoff) Result(ctx context.Context) (*Result, error) {
 		}
 		return false, nil
 	})
-	return result, err
+	done()
+	if err != nil && ctx.Err() != nil { // what came at the last moment has left the inbox
+		h.state.look(func() { result = h.state.result })
+	}
+	if result != nil {
+		return result, nil
+	}
+	return nil, err
 }
 
 // send publishes msg, the same bytes each time, until it is receipted, and waits until done says that all is known. With

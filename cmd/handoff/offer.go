@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -200,8 +201,9 @@ func awaitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "await ID",
 		Short: "Wait for the result of a task that you offered, and write its bytes",
-		Long: `Wait for the result of a task that you offered, and write its bytes to standard output. A result is delivered once: the
-command that has written it has taken it from the inbox.`,
+		Long: `Wait for the result of a task that you offered, and write its bytes to standard output. A result is delivered once, to
+the first command that awaits it. It is kept in the state directory until its bytes have been written: where that fails,
+await it again.`,
 		Example: "  handoff await $ID --timeout 10m > report.md",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -222,29 +224,49 @@ command that has written it has taken it from the inbox.`,
 	return cmd
 }
 
-// awaited writes the result of a handoff once it is there.
+// result is what became of a task.
+type result struct {
+	ID          string `json:"id"`
+	Status      string `json:"status"`
+	From        string `json:"from"`
+	ContentType string `json:"content_type"`
+	Entry       uint64 `json:"entry"`
+	Body        []byte `json:"body"`
+}
+
+// awaited writes the result of a handoff once it is there. It comes once: it is kept until it is written.
 func awaited(ctx context.Context, cmd *cobra.Command, a *agent, h *handoff.Handoff) error {
-	r, err := h.Result(ctx)
+	var unkept error
+	r, err := a.result(h.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		var came *handoff.Result
+		if came, err = h.Result(ctx); err == nil {
+			r = &result{came.ID, came.Status, came.From, came.ContentType, came.Entry, came.Body}
+			unkept = a.keepResult(r)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	out := cli.For(cmd)
 	if out.JSON {
-		err = out.Value(struct {
-			ID          string `json:"id"`
-			Status      string `json:"status"`
-			From        string `json:"from"`
-			ContentType string `json:"content_type"`
-			Entry       uint64 `json:"entry"`
-			Body        []byte `json:"body"`
-		}{r.ID, r.Status, r.From, r.ContentType, r.Entry, r.Body})
+		err = out.Value(r)
 	} else {
 		err = out.Bytes(r.Body)
 	}
-	if err == nil && r.Status == wire.StatusFailed {
+	switch {
+	case err != nil && unkept != nil:
+		return fmt.Errorf("the result is lost: %w; nor could it be kept: %w", err, unkept)
+	case err != nil:
+		return fmt.Errorf("the result could not be written: %w; it is kept, and \"handoff await %s\" writes it", err, r.ID)
+	}
+	if err := a.dropResult(r.ID); err != nil {
+		return err
+	}
+	if r.Status == wire.StatusFailed {
 		return fmt.Errorf("%s could not do the task; what it wrote is the output", a.short(r.From))
 	}
-	return err
+	return nil
 }
 
 // limited is ctx with a limit, where there is one.

@@ -19,6 +19,7 @@ import (
 //	key.pem           the process key
 //	sessions/ID.json  {"aat_chain": [root]} of a session that was opened
 //	tasks/ID.json     {"session": ID} of a task that was claimed and has no result yet
+//	results/ID.json   a result that was taken from the inbox and is not written out yet
 //
 // The directories have mode 0700, the files 0600.
 type state struct{ dir string }
@@ -35,7 +36,7 @@ func openState(dir, agent string) (*state, error) {
 		}
 		dir = filepath.Join(base, "handoff", agent)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "sessions"), filepath.Join(dir, "tasks")} {
+	for _, d := range []string{dir, filepath.Join(dir, "sessions"), filepath.Join(dir, "tasks"), filepath.Join(dir, "results")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("the state directory: %w", err)
 		}
@@ -98,6 +99,16 @@ func (s *state) tasks() ([]string, error) {
 	}
 	return ids, nil
 }
+
+func (s *state) keepResult(r *result) error { return s.write("results", r.ID, r) }
+
+// result is what an earlier command has taken from the inbox and could not write; fs.ErrNotExist where there is nothing.
+func (s *state) result(id string) (*result, error) {
+	r := &result{}
+	return r, s.read("results", id, r)
+}
+
+func (s *state) dropResult(id string) error { return s.drop("results", id) }
 
 // file names what is kept of an ID, which may have come from anywhere.
 func (s *state) file(folder, id string) (string, error) {
