@@ -30,9 +30,7 @@ func keysCommand() *cobra.Command {
 		Example: "  handoff keys > keys.json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := context.WithTimeout(ctx, answerWithin)
-				defer cancel()
+			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				keys, err := a.Keys(ctx)
 				if err != nil {
 					return err
@@ -54,7 +52,7 @@ it. A file has a token, a JSON array of tokens, or a JSON object with "aat_chain
 			Example: "  handoff aat inspect chain.json\n  handoff inbox --claim --out t --json | handoff aat inspect -",
 			Args:    cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				chain, err := readChain(args[0])
+				chain, err := readChain(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
@@ -67,11 +65,11 @@ it. A file has a token, a JSON array of tokens, or a JSON object with "aat_chain
 }
 
 // readChain reads tokens from the command line or from a file.
-func readChain(arg string) ([]string, error) {
+func readChain(ctx context.Context, arg string) ([]string, error) {
 	raw := []byte(arg)
 	if strings.Count(arg, ".") != 2 || strings.ContainsAny(arg, "/ ") || fileExists(arg) {
 		var err error
-		if raw, err = readInput(arg); err != nil {
+		if raw, err = readInput(ctx, arg); err != nil {
 			return nil, err
 		}
 	}
@@ -208,11 +206,11 @@ possession is needed.`,
 			if err != nil {
 				return err
 			}
-			keys, err := trustedKeys(keyFile, dir)
+			keys, err := trustedKeys(cmd.Context(), keyFile, dir)
 			if err != nil {
 				return err
 			}
-			chain, err := readChain(args[0])
+			chain, err := readChain(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -225,7 +223,7 @@ possession is needed.`,
 }
 
 // trustedKeys are whom to believe.
-func trustedKeys(file, dir string) (wire.Keys, error) {
+func trustedKeys(ctx context.Context, file, dir string) (wire.Keys, error) {
 	var keys wire.Keys
 	if file == "" {
 		e, err := readEndpoint(dir)
@@ -234,7 +232,7 @@ func trustedKeys(file, dir string) (wire.Keys, error) {
 		}
 		return wire.Keys{Issuer: e.Issuer, IssuerKeys: []aat.JWK{e.IssuerKey}}, nil
 	}
-	raw, err := readInput(file)
+	raw, err := readInput(ctx, file)
 	if err == nil {
 		err = json.Unmarshal(raw, &keys)
 	}

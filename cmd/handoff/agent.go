@@ -21,9 +21,43 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 const connectWithin = 5 * time.Second
+
+// limit is how long a command may take, and what is said when it has taken longer. The zero limit is none.
+type limit struct {
+	within time.Duration
+	late   string
+}
+
+// soon is for what needs no person and no other agent.
+var soon = limit{answerWithin, fmt.Sprintf("the governor has not answered within %s; see whether it runs, and try again", answerWithin)}
+
+// lateError ends a context in words for people.
+type lateError struct{ text string }
+
+func (e *lateError) Error() string { return e.text }
+
+func (e *lateError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+func (l limit) on(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l.within == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, l.within, &lateError{l.late})
+}
+
+// because says why ctx ended where err says only that it did.
+func because(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	if cause == nil || !ended || errors.Is(err, cause) {
+		return err
+	}
+	return cause
+}
 
 // endpoint is what governor.json in a governor's data directory says.
 type endpoint struct {
@@ -55,17 +89,18 @@ type agent struct {
 	source *workloadapi.X509Source
 }
 
-// as runs f as the agent that the command line names.
-func as(cmd *cobra.Command, f func(context.Context, *agent) error) (err error) {
+// as runs f as the agent that the command line names, within a limit.
+func as(cmd *cobra.Command, l limit, f func(context.Context, *agent) error) (err error) {
 	address, socket, err := whoAndWhere(cmd)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), connectWithin)
+	connecting := limit{connectWithin, fmt.Sprintf("nothing came within %s; see whether it is served", connectWithin)}
+	ctx, cancel := connecting.on(cmd.Context())
 	defer cancel()
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(socket)))
 	if err != nil {
-		return fmt.Errorf("no identity from %s: %w", socket, err)
+		return fmt.Errorf("no identity from %s: %w", socket, because(ctx, err))
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
 	svid, err := source.GetX509SVID()
@@ -90,10 +125,19 @@ func as(cmd *cobra.Command, f func(context.Context, *agent) error) (err error) {
 	}
 	client, err := handoff.Connect(ctx, handoff.Config{URL: address, Source: source, Key: key})
 	if err != nil {
-		return err
+		return because(ctx, err)
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
-	return f(cmd.Context(), &agent{client, kept, source})
+	ctx, stop := l.on(cmd.Context())
+	defer stop()
+	keys, err := client.Keys(ctx)
+	if err == nil {
+		err = kept.under(keys)
+	}
+	if err != nil {
+		return because(ctx, err)
+	}
+	return because(ctx, f(ctx, &agent{client, kept, source}))
 }
 
 // whoAndWhere finds the address of the governor and of the Workload API.
@@ -169,13 +213,30 @@ func (a *agent) grant(ctx context.Context, session, id string) (*handoff.Grant, 
 	return task.Grant, nil
 }
 
-// task goes on with a task that an earlier command has claimed, and renews its lease.
+// task goes on with a task that an earlier command has claimed, and renews its lease. One that is over is forgotten.
 func (a *agent) task(ctx context.Context, id string) (*handoff.Task, error) {
 	session, err := a.claimed(id)
 	if err != nil {
 		return nil, err
 	}
-	return a.Claim(ctx, session, id)
+	task, err := a.Claim(ctx, session, id)
+	if over(err) {
+		err = errors.Join(err, a.dropTask(id))
+	}
+	return task, err
+}
+
+// over tells whether a claim was refused because nothing is left to do for this process.
+func over(err error) bool {
+	for _, code := range []wire.Code{
+		wire.CodeSuperseded, wire.CodeExpired, wire.CodeRevoked, wire.CodeHandoffUnknown, wire.CodeNotAdmitted,
+		wire.CodeParentEnded, wire.CodeParentRevoked, wire.CodeSessionClosed, wire.CodeSessionExpired, wire.CodeSessionUnknown,
+	} {
+		if errors.Is(err, &wire.Error{Code: code}) {
+			return true
+		}
+	}
+	return false
 }
 
 // short is a name as people type it.

@@ -43,14 +43,17 @@ against the system's certificates, and an http URL not at all.`,
 			if err != nil || at.Scheme == "" || at.Host == "" {
 				return cli.Usagef("--url is %q; it must name a scheme and a host, as in https://tools.example/call", c.url)
 			}
+			if c.server != "" && at.Scheme != "https" {
+				return cli.Usagef("--server needs an https URL: over %s nobody proves who serves %s", at.Scheme, c.url)
+			}
+			if at.Scheme != "https" && at.Scheme != "http" {
+				return cli.Usagef("--url is %q; it must begin with https:// or http://", c.url)
+			}
 			if c.audience == "" {
 				c.audience = at.Scheme + "://" + at.Host
 			}
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := limited(ctx, c.timeout)
-				defer cancel()
-				return c.run(ctx, cmd, a, args[0])
-			})
+			late := limit{c.timeout, fmt.Sprintf("no answer came within %s; wait longer with --timeout", c.timeout)}
+			return as(cmd, late, func(ctx context.Context, a *agent) error { return c.run(ctx, cmd, a, args[0]) })
 		},
 	}
 	f := cmd.Flags()

@@ -34,7 +34,7 @@ waited for yet ("handoff await"). Messages that another command has just looked 
 
 With --claim, claim the next task. Its bytes go to standard output, and what is known of it to standard error; with
 --out FILE the bytes go to that file, and the ID alone to standard output. A claimed task is yours for 30 seconds, and
-for 30 more after each command that names it.`,
+for 30 more after each command that names it. Where no task comes in time, it ends with 1; --wait 0s looks once.`,
 		Example: `  handoff inbox
   ID=$(handoff inbox --claim --wait 5m --out task.md)`,
 		Args: cobra.NoArgs,
@@ -45,15 +45,18 @@ for 30 more after each command that names it.`,
 			if file != "" && !claim {
 				return cli.Usagef("--out is where the bytes of a task go that is claimed: add --claim")
 			}
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				if !claim {
+			if !claim {
+				return as(cmd, limit{wait + answerWithin, soon.late}, func(ctx context.Context, a *agent) error {
 					return listInbox(ctx, cmd, a, wait)
-				}
-				if wait == 0 {
-					wait = claimWait
-				}
-				return claimNext(ctx, cmd, a, wait, file)
-			})
+				})
+			}
+			if !cmd.Flags().Changed("wait") {
+				wait = claimWait
+			}
+			if err := writable(file); err != nil {
+				return err
+			}
+			return as(cmd, limit{}, func(ctx context.Context, a *agent) error { return claimNext(ctx, cmd, a, wait, file) })
 		},
 	}
 	cmd.Flags().BoolVar(&claim, "claim", false, "claim the next task")
@@ -113,27 +116,73 @@ func claimNext(ctx context.Context, cmd *cobra.Command, a *agent, wait time.Dura
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	task, err := a.next(ctx, wait, mine)
+	if errors.Is(err, context.DeadlineExceeded) {
+		if left := a.unfinished(ctx, mine); len(left) > 0 {
+			err = fmt.Errorf("%w; claimed before and not done: %s", err, strings.Join(left, ", "))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.keepTask(task.ID, task.Session()); err != nil {
+		return fmt.Errorf("the task %s could not be kept: %w; mend that and claim again, it comes back within a minute", task.ID, err)
+	}
+	if err := writeTask(cmd, a, task, file); err != nil {
+		return fmt.Errorf("the task %s is claimed, but could not be written: %w; \"handoff task %s\" shows it again", task.ID, err, task.ID)
+	}
+	return nil
+}
+
+// next claims a task that is none of mine: those lie in the inbox until they are done.
+func (a *agent) next(ctx context.Context, wait time.Duration, mine []string) (*handoff.Task, error) {
+	if wait == 0 {
+		return a.nextThere(ctx, mine)
+	}
+	ctx, cancel := limit{wait, fmt.Sprintf("no task came within %s", wait)}.on(ctx)
 	defer cancel()
 	for {
 		task, err := a.Receive(ctx)
-		if err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
-				err = fmt.Errorf("no task came within %s", wait)
-				if len(mine) > 0 {
-					err = fmt.Errorf("%w; claimed before and not done: %s", err, strings.Join(mine, ", "))
-				}
-			}
-			return err
+		if err != nil || !slices.Contains(mine, task.ID) {
+			return task, because(ctx, err)
 		}
-		if slices.Contains(mine, task.ID) {
-			continue // it lies in the inbox until it is done
-		}
-		if err := a.keepTask(task.ID, task.Session()); err != nil {
-			return err
-		}
-		return writeTask(cmd, a, task, file)
 	}
+}
+
+// nextThere does not wait for one to come.
+func (a *agent) nextThere(ctx context.Context, mine []string) (*handoff.Task, error) {
+	ctx, cancel := soon.on(ctx)
+	defer cancel()
+	list, err := a.Peek(ctx, maxListed, 0)
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	for _, w := range list {
+		if w.Kind != wire.KindTask || slices.Contains(mine, w.ID) {
+			continue
+		}
+		if task, err := a.Claim(ctx, w.Session, w.ID); !refused(err) {
+			return task, because(ctx, err)
+		}
+	}
+	return nil, &lateError{"there is no task to claim now"}
+}
+
+// refused tells whether the governor has said no.
+func refused(err error) bool {
+	_, denied := errors.AsType[*handoff.Denied](err)
+	_, refusal := errors.AsType[*wire.Error](err)
+	return denied || refusal
+}
+
+// unfinished are those of the tasks that are not known to be over. The others are forgotten.
+func (a *agent) unfinished(ctx context.Context, ids []string) []string {
+	ctx, cancel := soon.on(ctx)
+	defer cancel()
+	return slices.DeleteFunc(ids, func(id string) bool {
+		_, err := a.task(ctx, id)
+		return over(err)
+	})
 }
 
 func taskCommand() *cobra.Command {
@@ -144,9 +193,10 @@ func taskCommand() *cobra.Command {
 		Example: "  handoff task $ID --out task.md",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := context.WithTimeout(ctx, answerWithin)
-				defer cancel()
+			if err := writable(file); err != nil {
+				return err
+			}
+			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				task, err := a.task(ctx, args[0])
 				if err != nil {
 					return err
@@ -220,7 +270,7 @@ says why the task could not be done.`,
 			if file == "" {
 				return cli.Usagef("name the file with the result with --file; - is standard input")
 			}
-			body, err := readInput(file)
+			body, err := readInput(cmd.Context(), file)
 			if err != nil {
 				return err
 			}
@@ -231,9 +281,7 @@ says why the task could not be done.`,
 			if len(labels) > 0 {
 				options = append(options, handoff.Labels(labels...))
 			}
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := context.WithTimeout(ctx, answerWithin)
-				defer cancel()
+			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				task, err := a.task(ctx, args[0])
 				if err != nil {
 					return err

@@ -74,20 +74,19 @@ it is then accepted, or refused with id_conflict because the first was.`,
 }
 
 func (o *offer) run(cmd *cobra.Command) error {
-	options, err := o.options()
+	options, err := o.options(cmd.Context())
 	if err != nil {
 		return err
 	}
-	task, err := readInput(o.task)
+	task, err := readInput(cmd.Context(), o.task)
 	if err != nil {
 		return err
 	}
-	return as(cmd, func(ctx context.Context, a *agent) error {
-		if o.timeout == 0 && o.wait != "result" {
-			o.timeout = answerWithin
-		}
-		ctx, cancel := limited(ctx, o.timeout)
-		defer cancel()
+	l := limit{o.timeout, fmt.Sprintf("no %s came within %s", o.wait, o.timeout)}
+	if o.timeout == 0 && o.wait != "result" {
+		l = soon
+	}
+	return as(cmd, l, func(ctx context.Context, a *agent) error {
 		grant, err := a.grant(ctx, o.session, o.under)
 		if err != nil {
 			return err
@@ -109,8 +108,8 @@ func (o *offer) run(cmd *cobra.Command) error {
 	})
 }
 
-func (o *offer) options() ([]handoff.OfferOption, error) {
-	tools, err := o.tools.read()
+func (o *offer) options(ctx context.Context) ([]handoff.OfferOption, error) {
+	tools, err := o.tools.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -213,9 +212,9 @@ await it again.`,
 			if !profile.IsID(args[0]) {
 				return cli.Usagef("%q is no handoff's ID, which handoff offer prints", args[0])
 			}
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := limited(ctx, timeout)
-				defer cancel()
+			late := limit{timeout, fmt.Sprintf("no result came within %s: wait longer; one that was taken already, or of a task that "+
+				"this agent did not offer, never comes", timeout)}
+			return as(cmd, late, func(ctx context.Context, a *agent) error {
 				return awaited(ctx, cmd, a, a.Handoff(args[0]))
 			})
 		},
@@ -269,27 +268,33 @@ func awaited(ctx context.Context, cmd *cobra.Command, a *agent, h *handoff.Hando
 	return nil
 }
 
-// limited is ctx with a limit, where there is one.
-func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	if limit == 0 {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeout(ctx, limit)
-}
-
 // maxInput is the most that is read of a file, in bytes. What is more than the governor takes, it refuses by itself.
 const maxInput = wire.MaxBody + 1
 
-// readInput reads a file, or standard input for "-".
-func readInput(file string) ([]byte, error) {
-	in := os.Stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
+// readInput reads a file, or standard input for "-", as long as ctx lets it.
+func readInput(ctx context.Context, file string) ([]byte, error) {
+	type input struct {
+		bytes []byte
+		err   error
 	}
-	return io.ReadAll(io.LimitReader(in, maxInput))
+	read, in := make(chan input, 1), os.Stdin
+	go func() { // no read of a terminal or a pipe ends by itself
+		if file != "-" {
+			f, err := os.Open(file)
+			if err != nil {
+				read <- input{nil, err}
+				return
+			}
+			defer f.Close()
+			in = f
+		}
+		all, err := io.ReadAll(io.LimitReader(in, maxInput))
+		read <- input{all, err}
+	}()
+	select {
+	case in := <-read:
+		return in.bytes, in.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }

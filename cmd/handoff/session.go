@@ -38,10 +38,10 @@ func (t *toolFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.file, "tools", "", "file with all tools as JSON: {name: {argument: {constraint}}}")
 }
 
-func (t *toolFlags) read() (aat.Tools, error) {
+func (t *toolFlags) read(ctx context.Context) (aat.Tools, error) {
 	tools := aat.Tools{}
 	if t.file != "" {
-		raw, err := readInput(t.file)
+		raw, err := readInput(ctx, t.file)
 		if err != nil {
 			return nil, err
 		}
@@ -89,7 +89,7 @@ name ("governor up --person").`,
 			if r.Objective == "" {
 				return cli.Usagef("say what the session is for with --objective")
 			}
-			if r.Tools, err = tools.read(); err != nil {
+			if r.Tools, err = tools.read(cmd.Context()); err != nil {
 				return err
 			}
 			if budget != withoutBudget {
@@ -98,7 +98,7 @@ name ("governor up --person").`,
 			if err := onBehalf(&r, person, key); err != nil {
 				return err
 			}
-			return as(cmd, func(ctx context.Context, a *agent) error { return open(ctx, cmd, a, r) })
+			return as(cmd, soon, func(ctx context.Context, a *agent) error { return open(ctx, cmd, a, r) })
 		},
 	}
 	f := cmd.Flags()
@@ -134,8 +134,6 @@ func onBehalf(r *handoff.SessionRequest, person, file string) error {
 }
 
 func open(ctx context.Context, cmd *cobra.Command, a *agent, r handoff.SessionRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
 	s, err := a.OpenSession(ctx, r)
 	if err != nil {
 		return err
@@ -169,9 +167,7 @@ func statusCommand() *cobra.Command {
 		Example: "  handoff session status $S",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := context.WithTimeout(ctx, answerWithin)
-				defer cancel()
+			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				s, err := a.SessionStatus(ctx, args[0])
 				if err != nil {
 					return err
@@ -196,9 +192,7 @@ func closeCommand() *cobra.Command {
 		Example: "  handoff session close $S --reason \"report is done\"",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return as(cmd, func(ctx context.Context, a *agent) error {
-				ctx, cancel := context.WithTimeout(ctx, answerWithin)
-				defer cancel()
+			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				if err := a.CloseSession(ctx, args[0], reason); err != nil {
 					return err
 				}

@@ -6,23 +6,29 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 // state is what the commands of one agent keep between them, so that they act as one process:
 //
 //	key.pem           the process key
+//	governor.json     {"issuer", "issuer_keys"} of the governor that the rest is of
 //	sessions/ID.json  {"aat_chain": [root]} of a session that was opened
 //	tasks/ID.json     {"session": ID} of a task that was claimed and has no result yet
 //	results/ID.json   a result that was taken from the inbox and is not written out yet
 //
 // The directories have mode 0700, the files 0600.
 type state struct{ dir string }
+
+var folders = []string{"sessions", "tasks", "results"}
 
 func openState(dir, agent string) (*state, error) {
 	if dir == "" {
@@ -36,7 +42,8 @@ func openState(dir, agent string) (*state, error) {
 		}
 		dir = filepath.Join(base, "handoff", agent)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "sessions"), filepath.Join(dir, "tasks"), filepath.Join(dir, "results")} {
+	for _, folder := range append([]string{""}, folders...) {
+		d := filepath.Join(dir, folder)
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("the state directory: %w", err)
 		}
@@ -48,6 +55,51 @@ func openState(dir, agent string) (*state, error) {
 }
 
 func (s *state) keyFile() string { return filepath.Join(s.dir, "key.pem") }
+
+// under checks that what is kept is of the governor with these keys. Where nothing is kept, it is from now on.
+func (s *state) under(keys wire.Keys) error {
+	file := filepath.Join(s.dir, "governor.json")
+	raw, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	current := keptGovernor{keys.Issuer, keys.IssuerKeys}
+	if err == nil {
+		var kept keptGovernor
+		if err := json.Unmarshal(raw, &kept); err != nil {
+			return fmt.Errorf("%s cannot be read: %w; remove the directory, or name another with --state", file, err)
+		}
+		if kept.Issuer == current.Issuer && slices.Equal(kept.Keys, current.Keys) {
+			return nil
+		}
+		known := func(key aat.JWK) bool { return slices.Contains(current.Keys, key) } // they change, but not all at once
+		if empty, err := s.empty(); err != nil {
+			return err
+		} else if !empty && !slices.ContainsFunc(kept.Keys, known) {
+			return fmt.Errorf("the sessions and tasks in %s are of another governor: remove that directory if that governor is no more, or name another directory with --state", s.dir)
+		}
+	}
+	encoded, err := json.Marshal(current)
+	if err != nil {
+		return err
+	}
+	return writeFile(file, encoded)
+}
+
+// empty tells whether nothing but the key is kept.
+func (s *state) empty() (bool, error) {
+	for _, folder := range folders {
+		if ids, err := s.list(folder); err != nil || len(ids) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+type keptGovernor struct {
+	Issuer string    `json:"issuer"`
+	Keys   []aat.JWK `json:"issuer_keys"`
+}
 
 type keptSession struct {
 	Chain []string `json:"aat_chain"`
@@ -64,10 +116,11 @@ func (s *state) keepSession(id string, chain []string) error {
 // session is the chain of a session's root.
 func (s *state) session(id string) ([]string, error) {
 	var kept keptSession
-	if err := s.read("sessions", id, &kept); err != nil {
-		return nil, fmt.Errorf("no command with this state has opened the session %s: %w", id, err)
+	err := s.read("sessions", id, &kept)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the session %s is closed, or was not opened with the state in %s: open one with \"handoff session open\"", id, s.dir)
 	}
-	return kept.Chain, nil
+	return kept.Chain, err
 }
 
 func (s *state) dropSession(id string) error { return s.drop("sessions", id) }
@@ -77,17 +130,20 @@ func (s *state) keepTask(id, session string) error { return s.write("tasks", id,
 // claimed is the session of a task.
 func (s *state) claimed(id string) (session string, err error) {
 	var kept keptTask
-	if err := s.read("tasks", id, &kept); err != nil {
-		return "", fmt.Errorf("no command with this state has claimed the task %s, or it is done: %w", id, err)
+	err = s.read("tasks", id, &kept)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("the task %s is over, or was not claimed with the state in %s: claim one with \"handoff inbox --claim\"", id, s.dir)
 	}
-	return kept.Session, nil
+	return kept.Session, err
 }
 
 func (s *state) dropTask(id string) error { return s.drop("tasks", id) }
 
 // tasks lists the IDs of tasks that were claimed and have no result yet.
-func (s *state) tasks() ([]string, error) {
-	files, err := os.ReadDir(filepath.Join(s.dir, "tasks"))
+func (s *state) tasks() ([]string, error) { return s.list("tasks") }
+
+func (s *state) list(folder string) ([]string, error) {
+	files, err := os.ReadDir(filepath.Join(s.dir, folder))
 	if err != nil {
 		return nil, err
 	}
@@ -169,4 +225,20 @@ func writeFile(file string, content []byte) (err error) {
 		return err
 	}
 	return os.Rename(f.Name(), file)
+}
+
+// writable tells whether writeFile may write there, before anything is done whose outcome it is to have. "" is no file.
+func writable(file string) error {
+	if file == "" {
+		return nil
+	}
+	info, err := os.Stat(file)
+	if err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("--out: %s is not a regular file; name one, or leave --out out for standard output", file)
+	}
+	probe, err := os.CreateTemp(filepath.Dir(file), ".new-*")
+	if err != nil {
+		return fmt.Errorf("--out: nothing can be written to %s: %w", file, err)
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
