@@ -184,7 +184,7 @@ func (g *Grant) sign(ctx context.Context, to string, task []byte, o *offer) (*Ha
 		depth = min(depth, parent.Depth+2+2*o.hops)
 	}
 	if depth < parent.Depth+2 {
-		return nil, wire.Refuse(wire.CodeHopLimit, "the grant cannot be handed on any further; ask for more MaxHops when the session is opened")
+		return nil, wire.Refuse(wire.CodeHopLimit, "the grant cannot be handed on any further; ask for more hops when the session is opened")
 	}
 	if o.tools == nil {
 		o.tools = aat.Tools{}

@@ -65,7 +65,7 @@ func (c *Client) OpenSession(ctx context.Context, r SessionRequest) (*Session, e
 		return c.proveOpen(ctx, *request, r.Person)
 	}, func(a *wire.OpenResponse) *wire.Error { return a.Error })
 	if e, ok := errors.AsType[*wire.Error](err); ok && answer != nil {
-		return nil, refusedWith(request.ID, e, answer.Reasons, 0)
+		return nil, refusedWith(request.ID, e, answer.Reasons, answer.Entry)
 	}
 	if err != nil {
 		return nil, err

@@ -146,6 +146,9 @@ func whoAndWhere(cmd *cobra.Command) (address, socket string, err error) {
 	if err != nil {
 		return "", "", err
 	}
+	if who == "" && cmd.Flags().Changed("agent") {
+		return "", "", cli.Usagef("--agent is empty; name the agent")
+	}
 	if who == "" {
 		address, socket = os.Getenv("HANDOFF_URL"), os.Getenv(workloadapi.SocketEnv)
 		if address == "" || socket == "" {
@@ -170,7 +173,7 @@ func whoAndWhere(cmd *cobra.Command) (address, socket string, err error) {
 	}
 	name, err := identity.Expand(who, home)
 	if err != nil {
-		return "", "", cli.Usagef("--agent: %v", err)
+		return "", "", cli.Usagef("--agent is %q; name an agent as planner or spiffe://…/agent/planner", who)
 	}
 	file := filepath.Join(dir, "ca", "sock", socketFile(name))
 	conn, err := net.DialTimeout("unix", file, connectWithin)

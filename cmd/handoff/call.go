@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -39,18 +40,8 @@ against the system's certificates, and an http URL not at all.`,
 		Example: `  handoff call fs.read --args '{"path":"/x"}' --url https://tools.example:8443/call --handoff $ID --server spiffe://handoff.local/guard/fs`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			at, err := url.Parse(c.url)
-			if err != nil || at.Scheme == "" || at.Host == "" {
-				return cli.Usagef("--url is %q; it must name a scheme and a host, as in https://tools.example/call", c.url)
-			}
-			if c.server != "" && at.Scheme != "https" {
-				return cli.Usagef("--server needs an https URL: over %s nobody proves who serves %s", at.Scheme, c.url)
-			}
-			if at.Scheme != "https" && at.Scheme != "http" {
-				return cli.Usagef("--url is %q; it must begin with https:// or http://", c.url)
-			}
-			if c.audience == "" {
-				c.audience = at.Scheme + "://" + at.Host
+			if err := c.check(); err != nil {
+				return err
 			}
 			late := limit{c.timeout, fmt.Sprintf("no answer came within %s; wait longer with --timeout", c.timeout)}
 			return as(cmd, late, func(ctx context.Context, a *agent) error { return c.run(ctx, cmd, a, args[0]) })
@@ -65,6 +56,26 @@ against the system's certificates, and an http URL not at all.`,
 	f.StringVar(&c.server, "server", "", "SPIFFE ID that the server must have")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long to wait; 0 for no limit")
 	return cmd
+}
+
+// check refuses what makes no sense, and finds the audience where none is named.
+func (c *toolCall) check() error {
+	at, err := url.Parse(c.url)
+	switch {
+	case err != nil || at.Host == "" || at.Scheme != "https" && at.Scheme != "http":
+		return cli.Usagef("--url is %q; write it like https://tools.example/call", c.url)
+	case c.server != "" && at.Scheme != "https":
+		return cli.Usagef("--server needs an https URL: over http nobody proves who serves %s", c.url)
+	case jsontext.Value(c.args).Kind() != '{' || !jsontext.Value(c.args).IsValid():
+		return cli.Usagef(`--args is %q; it must be a JSON object, as in {"path":"/x"}`, c.args)
+	case c.timeout < 0:
+		return cli.Usagef("--timeout is %s; it cannot be negative", c.timeout)
+	case (c.session == "") == (c.under == ""):
+		return errNoGrant
+	case c.audience == "":
+		c.audience = at.Scheme + "://" + at.Host
+	}
+	return firstError(checkID("--session", c.session), checkID("--handoff", c.under))
 }
 
 func (c *toolCall) run(ctx context.Context, cmd *cobra.Command, a *agent, tool string) error {

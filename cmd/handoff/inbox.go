@@ -143,8 +143,11 @@ func (a *agent) next(ctx context.Context, wait time.Duration, mine []string) (*h
 	defer cancel()
 	for {
 		task, err := a.Receive(ctx)
-		if err != nil || !slices.Contains(mine, task.ID) {
-			return task, because(ctx, err)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return nil, context.Cause(ctx)
+		case err != nil || !slices.Contains(mine, task.ID):
+			return task, err
 		}
 	}
 }
@@ -193,7 +196,7 @@ func taskCommand() *cobra.Command {
 		Example: "  handoff task $ID --out task.md",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := writable(file); err != nil {
+			if err := firstError(checkID("ID", args[0]), writable(file)); err != nil {
 				return err
 			}
 			return as(cmd, soon, func(ctx context.Context, a *agent) error {
@@ -269,6 +272,9 @@ says why the task could not be done.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if file == "" {
 				return cli.Usagef("name the file with the result with --file; - is standard input")
+			}
+			if err := firstError(checkID("ID", args[0]), checkContentType(contentType), checkLabels(labels)); err != nil {
+				return err
 			}
 			body, err := readInput(cmd.Context(), file)
 			if err != nil {

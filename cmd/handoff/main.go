@@ -28,7 +28,8 @@ a state directory (--state) that only you can read. A claimed task is yours for 
 command that names it ("handoff task ID" is one). Once that time has run out another process of the same agent may take
 the task over; while none does, it stays yours.
 
-Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decided against it.`,
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decided against it: then, or later, as with a
+handoff that you await and that is revoked, expires or ends with its session; or it holds it for a person's approval.`,
 		Example: `  export HANDOFF_AGENT=planner
   S=$(handoff session open --objective "quarterly report" --tool fs.read --max-hops 2)
   handoff offer --session $S --to writer --tool 'fs.read:{"path":{"constraint_type":"exact","value":"/q3.csv"}}' \

@@ -13,7 +13,6 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/handoff"
-	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -74,7 +73,7 @@ it is then accepted, or refused with id_conflict because the first was.`,
 }
 
 func (o *offer) run(cmd *cobra.Command) error {
-	options, err := o.options(cmd.Context())
+	options, err := o.options(cmd)
 	if err != nil {
 		return err
 	}
@@ -108,8 +107,8 @@ func (o *offer) run(cmd *cobra.Command) error {
 	})
 }
 
-func (o *offer) options(ctx context.Context) ([]handoff.OfferOption, error) {
-	tools, err := o.tools.read(ctx)
+func (o *offer) options(cmd *cobra.Command) ([]handoff.OfferOption, error) {
+	tools, err := o.tools.read(cmd.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +119,16 @@ func (o *offer) options(ctx context.Context) ([]handoff.OfferOption, error) {
 		return nil, cli.Usagef("name the file with the task with --task; - is standard input")
 	case (o.session == "") == (o.under == ""):
 		return nil, errNoGrant
-	case o.deadline < 0 || o.lifetime < 0 || o.timeout < 0:
-		return nil, cli.Usagef("--deadline, --lifetime and --timeout cannot be negative")
+	case len(o.purpose) > wire.MaxPurpose:
+		return nil, cli.Usagef("--purpose has %d bytes; it may have %d", len(o.purpose), wire.MaxPurpose)
+	case o.contentType == "":
+		return nil, cli.Usagef("--content-type is empty; leave it out where the task is just bytes")
+	}
+	err = firstError(checkReceiver(o.to), checkTimes(cmd, "deadline", "lifetime"), checkTimeout(cmd), checkHops(cmd),
+		checkID("--id", o.id), checkID("--session", o.session), checkID("--handoff", o.under), checkLabels(o.labels),
+		checkContentType(o.contentType), checkTraceparent(cmd))
+	if err != nil {
+		return nil, err
 	}
 	options := []handoff.OfferOption{handoff.Tools(tools), handoff.ContentType(o.contentType)}
 	switch o.mode {
@@ -206,11 +213,8 @@ await it again.`,
 		Example: "  handoff await $ID --timeout 10m > report.md",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if timeout < 0 {
-				return cli.Usagef("--timeout cannot be negative")
-			}
-			if !profile.IsID(args[0]) {
-				return cli.Usagef("%q is no handoff's ID, which handoff offer prints", args[0])
+			if err := firstError(checkTimeout(cmd), checkID("ID", args[0])); err != nil {
+				return err
 			}
 			late := limit{timeout, fmt.Sprintf("no result came within %s: wait longer; one that was taken already, or of a task that "+
 				"this agent did not offer, never comes", timeout)}

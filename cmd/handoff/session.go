@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -19,7 +18,10 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-const answerWithin = 30 * time.Second // of what needs no person and no other agent
+const (
+	answerWithin = 30 * time.Second // of what needs no person and no other agent
+	maxTTL       = 24 * time.Hour   // of a session, as the governor has it
+)
 
 func sessionCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "session", Short: "Open, look at and close sessions"}
@@ -46,20 +48,16 @@ func (t *toolFlags) read(ctx context.Context) (aat.Tools, error) {
 			return nil, err
 		}
 		if err := json.Unmarshal(raw, &tools); err != nil {
-			return nil, fmt.Errorf("the tools in %s: %w", t.file, err)
+			return nil, fmt.Errorf("the tools in %s: %w", t.file, cli.JSONError(err))
 		}
 	}
 	for _, text := range t.tools {
-		name, constraints := text, "{}"
-		if i := strings.Index(text, ":{"); i >= 0 {
-			name, constraints = text[:i], text[i+1:]
+		name, args, err := readTool(text)
+		if err != nil {
+			return nil, err
 		}
 		if _, twice := tools[name]; twice || name == "" {
 			return nil, cli.Usagef("--tool %s: each tool needs a name, and may be named once", text)
-		}
-		var args aat.Arguments
-		if err := json.Unmarshal([]byte(constraints), &args); err != nil {
-			return nil, cli.Usagef(`--tool %s: %v; write it like fs.read:{"path":{"constraint_type":"exact","value":"/x"}}`, text, err)
 		}
 		tools[name] = args
 	}
@@ -86,8 +84,17 @@ name ("governor up --person").`,
   handoff session open --objective report --tools tools.json --ttl 2h --max-hops 3 --principal alice --principal-key alice.pem`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if r.Objective == "" {
-				return cli.Usagef("say what the session is for with --objective")
+			switch {
+			case r.Objective == "" || len(r.Objective) > wire.MaxPurpose:
+				return cli.Usagef("say what the session is for with --objective, in 1 to %d bytes", wire.MaxPurpose)
+			case r.TTL > maxTTL:
+				return cli.Usagef("--ttl is %s; a session lives for %s at most", r.TTL, maxTTL)
+			case cmd.Flags().Changed("budget") && budget < 0:
+				return cli.Usagef("--budget is %d; it cannot be negative", budget)
+			}
+			err = firstError(checkTimes(cmd, "ttl"), checkHops(cmd), checkID("--id", r.ID), checkLabels(r.Labels))
+			if err != nil {
+				return err
 			}
 			if r.Tools, err = tools.read(cmd.Context()); err != nil {
 				return err
@@ -167,6 +174,9 @@ func statusCommand() *cobra.Command {
 		Example: "  handoff session status $S",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkID("SESSION", args[0]); err != nil {
+				return err
+			}
 			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				s, err := a.SessionStatus(ctx, args[0])
 				if err != nil {
@@ -192,6 +202,9 @@ func closeCommand() *cobra.Command {
 		Example: "  handoff session close $S --reason \"report is done\"",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkID("SESSION", args[0]); err != nil {
+				return err
+			}
 			return as(cmd, soon, func(ctx context.Context, a *agent) error {
 				if err := a.CloseSession(ctx, args[0], reason); err != nil {
 					return err

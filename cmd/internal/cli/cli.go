@@ -16,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/handoff-governor/handoff-governor/handoff"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -26,7 +27,7 @@ const (
 	ExitDone   = 0
 	ExitFailed = 1
 	ExitUsage  = 2 // the command line is wrong; nothing was done
-	ExitDenied = 3 // the governor judged the request and decided against it, or holds it
+	ExitDenied = 3 // the governor decided against it, then or later, or holds it
 )
 
 // usageError is a command line that makes no sense.
@@ -36,6 +37,20 @@ func (e *usageError) Error() string { return e.text }
 
 // Usagef refuses a command line.
 func Usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// JSONError says what is wrong with JSON that a person wrote.
+func JSONError(err error) error {
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return fmt.Errorf("it is not valid JSON: %w, after byte %d", e.Err, e.ByteOffset)
+	}
+	if e, ok := errors.AsType[*json.SemanticError](err); ok {
+		if e.Err != nil {
+			return e.Err
+		}
+		return fmt.Errorf("%q is not of the form that is expected there", string(e.JSONPointer))
+	}
+	return err
+}
 
 // ErrShown ends a program with [ExitFailed] where the output has already said why.
 var ErrShown = errors.New("failed; the output says why")
@@ -52,6 +67,9 @@ func ExitCode(err error) int {
 		return ExitUsage
 	}
 	if d, ok := errors.AsType[*handoff.Denied](err); ok {
+		if d.Entry != nil { // whatever it says: it stands in the ledger as a decision
+			return ExitDenied
+		}
 		for _, r := range d.Reasons {
 			if !decided(r.Code) {
 				return ExitFailed
@@ -91,6 +109,8 @@ func Main(root *cobra.Command) int {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().Bool("json", false, "write JSON, for programs")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
+	root.SetHelpCommand(helpCommand())
 	var begun bool // whether the command line was understood
 	prepare(root, &begun)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -103,8 +123,49 @@ func Main(root *cobra.Command) int {
 	return ExitCode(err)
 }
 
+// flagError words what is wrong with an option's value.
+func flagError(err error) error {
+	bad, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return Usagef("%v", err)
+	}
+	f, want := bad.GetFlag(), "something else"
+	switch t := f.Value.Type(); {
+	case t == "bool":
+		want = "true or false"
+	case t == "duration":
+		want = "a time with its unit, as in 90s, 10m or 2h"
+	case strings.HasPrefix(t, "int") || strings.HasPrefix(t, "uint"):
+		want = "a whole number"
+	}
+	return Usagef("--%s is %q; it must be %s", f.Name, bad.GetValue(), want)
+}
+
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say what can be typed",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return Usagef("there is no command %q", strings.Join(args, " "))
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
+}
+
 // prepare has every command note that it began, and makes a group without a verb, or with an unknown one, a usage error.
 func prepare(cmd *cobra.Command, begun *bool) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if check(cmd, args) != nil {
+				return Usagef("this is how it is typed: %s", cmd.UseLine())
+			}
+			return nil
+		}
+	}
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			*begun = true

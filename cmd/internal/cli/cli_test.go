@@ -37,6 +37,8 @@ func TestExitCode(t *testing.T) {
 		{denied("a_rule_of_ones_own"), ExitDenied},
 		{denied(wire.CodeCeiling, wire.CodeExpired), ExitFailed},
 		{denied(wire.CodeRevoked), ExitFailed},
+		{&handoff.Denied{Entry: new(uint64), Reasons: []wire.Reason{{Code: wire.CodeRevoked}}}, ExitDenied},
+		{&handoff.Denied{Entry: new(uint64), Reasons: []wire.Reason{{Code: wire.CodeTransferOpen}}}, ExitDenied},
 		{denied(wire.CodeNotAdmitted, wire.CodeRuleZone), ExitFailed},
 		{wire.Refuse(wire.CodeWidened, ""), ExitDenied},
 		{wire.Refuse(wire.CodePolicyTimeout, ""), ExitDenied},
