@@ -132,3 +132,23 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the inbox still has %+v", list)
 	}
 }
+
+// A refusal that the ledger has not has no entry in it, not entry 0.
+func TestPeekUnrecorded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := must(handoff.LoadKey(t.TempDir() + "/key.pem"))(t)
+	withKey := func(c *handoff.Config) { c.Key = key }
+	first := w.agent("a", withKey)
+	grant := w.session(first)
+	h := must(grant.Offer(w.ctx(), "b", []byte("task")))(t)
+	first.Close()
+
+	a := w.agent("a", withKey)
+	again := must(a.Restore(w.ctx(), grant.Chain()))(t)
+	must(again.Offer(w.ctx(), "b", []byte("another task"), handoff.WithID(h.ID), handoff.NoWait()))(t)
+	list := must(a.Peek(w.ctx(), 10, 10*time.Second))(t)
+	if len(list) != 1 || list[0].Kind != wire.KindVerdict || list[0].Entry != nil {
+		t.Errorf("the inbox has %+v", list)
+	}
+}

@@ -37,7 +37,7 @@ type Waiting struct {
 	Status      string        // of a result
 	Verdict     *wire.Verdict // of a verdict
 	Size        int           // bytes of the body; 0 for a task, whose body comes with its claim
-	Entry       uint64
+	Entry       *uint64       // in the ledger; nil where nothing was recorded: see [Denied]
 }
 
 // Peek looks at up to limit messages that lie in the agent's inbox, and leaves them there; where there are none it waits
@@ -68,9 +68,13 @@ func (c *Client) Peek(ctx context.Context, limit int, wait time.Duration) ([]Wai
 				c.log.WarnContext(ctx, "an inbox message cannot be read", "error", err)
 				continue
 			}
+			var entry *uint64
+			if msg.Headers().Get(wire.HeaderEntry) != "" {
+				entry = &in.entry
+			}
 			list = append(list, Waiting{
 				Kind: in.kind, ID: in.id, Session: in.session, From: in.from, ContentType: in.contentType, Status: in.status,
-				Verdict: in.verdict, Size: len(msg.Data()), Entry: in.entry,
+				Verdict: in.verdict, Size: len(msg.Data()), Entry: entry,
 			})
 		}
 		return batch.Error()

@@ -84,7 +84,7 @@ func listInbox(ctx context.Context, cmd *cobra.Command, a *agent, wait time.Dura
 		Status      string        `json:"status,omitempty"`
 		Verdict     *wire.Verdict `json:"verdict,omitempty"`
 		Size        int           `json:"size,omitempty"`
-		Entry       uint64        `json:"entry"`
+		Entry       *uint64       `json:"entry,omitempty"`
 		Claimed     bool          `json:"claimed,omitempty"` // by an earlier command
 	}
 	lines, rows := []line{}, [][]string{}
@@ -98,11 +98,14 @@ func listInbox(ctx context.Context, cmd *cobra.Command, a *agent, wait time.Dura
 		case l.Claimed:
 			state = "claimed"
 		}
-		from := ""
+		from, entry := "", ""
 		if w.From != "" {
 			from = a.short(w.From)
 		}
-		rows = append(rows, []string{w.Kind, w.ID, state, from, w.ContentType, strconv.FormatUint(w.Entry, 10)})
+		if w.Entry != nil {
+			entry = strconv.FormatUint(*w.Entry, 10)
+		}
+		rows = append(rows, []string{w.Kind, w.ID, state, from, w.ContentType, entry})
 	}
 	if out.JSON {
 		return out.Value(lines)
