@@ -90,11 +90,18 @@ func (o *offer) run(cmd *cobra.Command) error {
 		if err != nil {
 			return err
 		}
+		narrowed, err := o.beyond(grant, time.Now())
+		if err != nil {
+			return err
+		}
 		h, err := grant.Offer(ctx, o.to, task, options...)
 		if err != nil {
 			if h != nil && ctx.Err() != nil {
 				return fmt.Errorf("%w; to be sure, offer it again with --id %s", err, h.ID)
 			}
+			return err
+		}
+		if err := note(cmd, narrowed); err != nil {
 			return err
 		}
 		if o.wait != "result" {
@@ -172,6 +179,28 @@ func (o *offer) options(cmd *cobra.Command) ([]handoff.OfferOption, error) {
 	return options, nil
 }
 
+// beyond says which limits that were asked for the grant itself cuts.
+func (o *offer) beyond(grant *handoff.Grant, now time.Time) (narrowed []string, err error) {
+	chain := grant.Chain()
+	leaf, err := cli.ReadToken(chain[len(chain)-1])
+	if err != nil {
+		return nil, err
+	}
+	end := grant.Expires()
+	if o.lifetime > 0 && now.Add(o.lifetime).After(end) {
+		narrowed = append(narrowed, fmt.Sprintf("--lifetime %s: the grant ends at %s", o.lifetime, cli.Time(end)))
+	} else if o.lifetime > 0 {
+		end = now.Add(o.lifetime)
+	}
+	if o.deadline > 0 && now.Add(o.deadline).After(end) {
+		narrowed = append(narrowed, fmt.Sprintf("--deadline %s: the work must end at %s", o.deadline, cli.Time(end)))
+	}
+	if hops := (leaf.MaxDepth - leaf.Depth - 2) / 2; o.maxHops > hops && hops >= 0 {
+		narrowed = append(narrowed, fmt.Sprintf("--max-hops %d: the grant leaves the receiver %d", o.maxHops, hops))
+	}
+	return narrowed, nil
+}
+
 // shown writes the ID of an offer that was accepted, and what was granted where that is known.
 func shown(cmd *cobra.Command, h *handoff.Handoff) error {
 	out, v := cli.For(cmd), h.Verdict()
@@ -185,10 +214,11 @@ func shown(cmd *cobra.Command, h *handoff.Handoff) error {
 	}
 	err := out.Line("%s", h.ID)
 	if v != nil && v.Effect == wire.EffectAllow {
-		notes := cli.To(cmd.ErrOrStderr())
+		var narrowed []string
 		for _, r := range v.Reasons {
-			err = errors.Join(err, notes.Line("narrowed: %s", cli.ReasonText(r)))
+			narrowed = append(narrowed, cli.ReasonText(r))
 		}
+		err = errors.Join(err, note(cmd, narrowed))
 	}
 	return err
 }

@@ -76,7 +76,7 @@ func openCommand() *cobra.Command {
 		Use:   "open --objective TEXT [--tool TOOL]…",
 		Short: "Open a session, and print its ID",
 		Long: `Open a session: one objective on somebody's behalf, with the tools that all its tasks together may use. The policy may
-grant less; what it has left out is written to standard error.
+grant less: what it has left out or cut is written to standard error, and with --json, what was granted.
 
 The session runs on the agent's own behalf, or on a person's, who proves it with a key that the governor knows for that
 name ("governor up --person").`,
@@ -148,23 +148,43 @@ func open(ctx context.Context, cmd *cobra.Command, a *agent, r handoff.SessionRe
 	if err := a.keepSession(s.Session(), s.Chain()); err != nil {
 		return fmt.Errorf("the session %s is open, but its grant could not be kept: %w", s.Session(), err)
 	}
+	root, err := cli.ReadToken(s.Chain()[0])
+	if err != nil {
+		return err
+	}
+	ttl, hops := time.Duration(root.ExpiresAt-root.IssuedAt)*time.Second, root.MaxDepth/2
 	out := cli.For(cmd)
 	if out.JSON {
 		return out.Value(struct {
 			Session string        `json:"session"`
 			Tools   aat.Tools     `json:"tools"`
 			Expires time.Time     `json:"expires"`
+			TTL     int64         `json:"ttl"` // seconds
+			MaxHops int           `json:"max_hops"`
 			Reasons []wire.Reason `json:"reasons,omitempty"`
 			Chain   []string      `json:"aat_chain"`
-		}{s.Session(), s.Tools(), s.Expires(), s.Reasons, s.Chain()})
+		}{s.Session(), s.Tools(), s.Expires(), int64(ttl / time.Second), hops, s.Reasons, s.Chain()})
 	}
-	notes := cli.To(cmd.ErrOrStderr())
+	var narrowed []string
+	if ttl < r.TTL.Truncate(time.Second) {
+		narrowed = append(narrowed, fmt.Sprintf("--ttl %s: the session lives for %s", r.TTL, ttl))
+	}
+	if hops < r.MaxHops {
+		narrowed = append(narrowed, fmt.Sprintf("--max-hops %d: %d may follow one another", r.MaxHops, hops))
+	}
 	for _, reason := range s.Reasons {
-		if err := notes.Line("narrowed: %s", cli.ReasonText(reason)); err != nil {
-			return err
-		}
+		narrowed = append(narrowed, cli.ReasonText(reason))
 	}
-	return out.Line("%s", s.Session())
+	return errors.Join(note(cmd, narrowed), out.Line("%s", s.Session()))
+}
+
+// note says what came out narrower than asked.
+func note(cmd *cobra.Command, narrowed []string) (err error) {
+	notes := cli.To(cmd.ErrOrStderr())
+	for _, text := range narrowed {
+		err = errors.Join(err, notes.Line("narrowed: %s", text))
+	}
+	return err
 }
 
 func statusCommand() *cobra.Command {
