@@ -23,7 +23,7 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 	judge, err := g.cfg.Policy.Compile(bundle)
 	if err != nil {
 		g.log.ErrorContext(ctx, "a bundle does not compile; the one before stays in force", "by", by, "err", err)
-		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+err.Error())
+		return 0, wire.Refuse(wire.CodeBundle, "the bundle does not compile; the one before stays in force: "+strings.TrimPrefix(err.Error(), string(wire.CodeBundle)+": "))
 	}
 	bundle = judge.Bytes() // what is in force, and no other spelling of it
 	early := g.prejudge(ctx, judge)
