@@ -85,10 +85,12 @@ unlisted(agent) := {
 	"nearest": "the same with an agent that the policy's agents list",
 }
 
+for_whom := "on its own behalf" if {
+	input.principal.kind == "workload"
+} else := sprintf("for %s %s", [input.principal.kind, substring(input.principal.name, 0, 200)])
+
 foreign_principal(agent) := {
 	"code": "principal",
-	"message": sprintf("%s may not act for %s %s", [
-		agent.id, input.principal.kind, substring(input.principal.name, 0, 200),
-	]),
+	"message": sprintf("%s may not act %s", [agent.id, for_whom]),
 	"nearest": "the same opened by an agent that may act for this principal",
 }

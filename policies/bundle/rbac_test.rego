@@ -93,6 +93,14 @@ test_principals if {
 	session.effect == "allow"
 }
 
+test_whose_behalf_is_said if {
+	person := handoff.session with input as fixture.session with data.principals as {}
+	endswith(person.reasons[0].message, " may not act for human alice")
+	itself := object.union(fixture.session, {"principal": {"kind": "workload", "name": "handoff=dlocal=sagent=splanner"}})
+	own := handoff.session with input as itself with data.principals as {}
+	endswith(own.reasons[0].message, " may not act on its own behalf")
+}
+
 test_a_call_is_judged_by_the_roles_of_now if {
 	allowed := handoff.call with input as fixture.call with data.agents as agents with data.roles as roles
 	allowed.effect == "allow"
