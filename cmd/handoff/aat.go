@@ -78,14 +78,14 @@ func readChain(ctx context.Context, arg string) ([]string, error) {
 	switch {
 	case bytes.HasPrefix(raw, []byte("[")):
 		if err := json.Unmarshal(raw, &chain); err != nil {
-			return nil, fmt.Errorf("the chain is not a JSON array of tokens: %w", err)
+			return nil, fmt.Errorf("the chain is not a JSON array of tokens: %w", cli.JSONError(err))
 		}
 	case bytes.HasPrefix(raw, []byte("{")):
 		var holder struct {
 			Chain []string `json:"aat_chain"`
 		}
 		if err := json.Unmarshal(raw, &holder); err != nil {
-			return nil, fmt.Errorf("the chain cannot be read: %w", err)
+			return nil, fmt.Errorf("the chain cannot be read: %w", cli.JSONError(err))
 		}
 		chain = holder.Chain
 	default:
@@ -237,7 +237,7 @@ func trustedKeys(ctx context.Context, file, dir string) (wire.Keys, error) {
 		err = json.Unmarshal(raw, &keys)
 	}
 	if err != nil {
-		return keys, fmt.Errorf("the keys in %s: %w", file, err)
+		return keys, fmt.Errorf("the keys in %s: %w; \"handoff keys\" writes them", file, cli.JSONError(err))
 	}
 	return keys, nil
 }

@@ -125,7 +125,7 @@ func as(cmd *cobra.Command, l limit, f func(context.Context, *agent) error) (err
 	}
 	client, err := handoff.Connect(ctx, handoff.Config{URL: address, Source: source, Key: key})
 	if err != nil {
-		return because(ctx, err)
+		return fmt.Errorf("%w; see whether the governor runs", because(ctx, err))
 	}
 	defer func() { err = errors.Join(err, client.Close()) }()
 	ctx, stop := l.on(cmd.Context())

@@ -183,7 +183,10 @@ func (s *state) read(folder, id string, v any) error {
 	if err != nil {
 		return err
 	}
-	return json.Unmarshal(raw, v)
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%s cannot be read: %w; remove it", file, cli.JSONError(err))
+	}
+	return nil
 }
 
 func (s *state) write(folder, id string, v any) error {
