@@ -435,6 +435,9 @@ func ask[T any](ctx context.Context, nc *nats.Conn, subject string, body []byte)
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	msg, err := nc.RequestWithContext(ctx, subject, body)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, errors.New("there was no answer")
+	}
 	if err != nil {
 		return nil, err
 	}

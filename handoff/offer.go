@@ -346,7 +346,7 @@ func (c *Client) send(ctx context.Context, msg *nats.Msg, state *exchange, done 
 		case <-changed:
 		case <-ctx.Done():
 			if last != nil && !receipted {
-				return fmt.Errorf("handoff: %w before a receipt came (last: %w)", context.Cause(ctx), last)
+				return fmt.Errorf("handoff: no receipt came: %w (last: %w)", context.Cause(ctx), last)
 			}
 			return fmt.Errorf("handoff: %w", context.Cause(ctx))
 		case <-retry:

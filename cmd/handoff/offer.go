@@ -110,7 +110,11 @@ func (o *offer) run(cmd *cobra.Command) error {
 		if err := cli.To(cmd.ErrOrStderr()).Line("%s", h.ID); err != nil {
 			return err
 		}
-		return awaited(ctx, cmd, a, h)
+		err = awaited(ctx, cmd, a, h)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%w; \"handoff await %s\" goes on waiting", err, h.ID)
+		}
+		return err
 	})
 }
 

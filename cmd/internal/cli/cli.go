@@ -125,6 +125,12 @@ func Main(root *cobra.Command) int {
 
 // flagError words what is wrong with an option's value.
 func flagError(err error) error {
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		return Usagef("there is no option %s", dashed(e.GetSpecifiedName()))
+	}
+	if e, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		return Usagef("%s needs a value", dashed(e.GetSpecifiedName()))
+	}
 	bad, ok := errors.AsType[*pflag.InvalidValueError](err)
 	if !ok {
 		return Usagef("%v", err)
@@ -139,6 +145,14 @@ func flagError(err error) error {
 		want = "a whole number"
 	}
 	return Usagef("--%s is %q; it must be %s", f.Name, bad.GetValue(), want)
+}
+
+// dashed is an option as it is typed.
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
 }
 
 func helpCommand() *cobra.Command {
