@@ -113,10 +113,10 @@ func (p *place) open(ctx context.Context) (record, error) {
 		}
 		return &remote{ctx, o}, nil
 	}
-	l, err := ledger.Open(daemon.LedgerPath(p.dir), ledger.Config{ReadOnly: true})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s has no ledger: name the right directory with --data", p.dir)
+	if err := daemon.CheckLedger(p.dir); err != nil {
+		return nil, err
 	}
+	l, err := ledger.Open(daemon.LedgerPath(p.dir), ledger.Config{ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}

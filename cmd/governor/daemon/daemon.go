@@ -88,6 +88,55 @@ const (
 	endpointFile = "governor.json"
 )
 
+// ErrLost is a data directory that has lost a part of its record.
+var ErrLost = errors.New("the record is not whole")
+
+// CheckLedger refuses a directory whose governor.json tells of a record that is not there: another one under the same
+// log key would be a second history. A directory without governor.json is a new one.
+func CheckLedger(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, endpointFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	full, err := hasLedger(dir)
+	if err == nil && !full {
+		err = fmt.Errorf("%w: %s names the key of a record that was begun, and %s is gone or empty; restore it from a copy, or begin anew in another directory",
+			ErrLost, filepath.Join(dir, endpointFile), LedgerPath(dir))
+	}
+	return err
+}
+
+// checkWhole refuses a directory that has lost its ledger, or the keys of the ledger that it has.
+func checkWhole(dir string) error {
+	if err := CheckLedger(dir); err != nil {
+		return err
+	}
+	full, err := hasLedger(dir)
+	if err != nil || !full {
+		return err
+	}
+	for _, name := range keyFiles {
+		file := filepath.Join(dir, keysDir, name)
+		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w: there is a ledger in %s, and its key %s is missing; restore it from a copy, or begin anew in another directory",
+				ErrLost, dir, file)
+		}
+	}
+	return nil
+}
+
+// hasLedger tells whether there is a ledger with anything in it: an empty file is what a killed first start may leave.
+func hasLedger(dir string) (bool, error) {
+	info, err := os.Stat(LedgerPath(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && info.Size() > 0, err
+}
+
 // LedgerPath is where the ledger of a data directory lies.
 func LedgerPath(dir string) string { return filepath.Join(dir, ledgerFile) }
 
@@ -112,7 +161,11 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 
-	// The record comes first: its lock keeps a second daemon out of the directory.
+	// Keys before the record, the record before governor.json: what a start that was killed has left is either whole, or
+	// may be made anew. The record's lock keeps a second daemon out of the directory.
+	if err := checkWhole(cfg.Dir); err != nil {
+		return nil, err
+	}
 	keys, err := loadKeys(cfg.Dir, d.Endpoint.Log)
 	if err != nil {
 		return nil, err

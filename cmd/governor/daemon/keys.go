@@ -22,21 +22,35 @@ type keys struct {
 	logVerifier string
 }
 
+const (
+	keysDir      = "keys"
+	governorFile = "governor.pem"
+	issuerFile   = "issuer.pem"
+	logFile      = "log.note"
+)
+
+// keyFiles are those of every directory that has a ledger.
+var keyFiles = []string{governorFile, issuerFile, logFile}
+
 // loadKeys reads the keys, and makes those that a new directory lacks.
 func loadKeys(dir, logName string) (keys, error) {
 	var k keys
-	dir = filepath.Join(dir, "keys")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	home := dir
+	dir = filepath.Join(home, keysDir)
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = syncDir(home)
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return k, err
 	}
-	var err error
-	if k.governor, err = loadKey(filepath.Join(dir, "governor.pem")); err != nil {
+	if k.governor, err = loadKey(filepath.Join(dir, governorFile)); err != nil {
 		return k, err
 	}
-	if k.issuer, err = loadKey(filepath.Join(dir, "issuer.pem")); err != nil {
+	if k.issuer, err = loadKey(filepath.Join(dir, issuerFile)); err != nil {
 		return k, err
 	}
-	file := filepath.Join(dir, "log.note")
+	file := filepath.Join(dir, logFile)
 	raw, err := readPrivate(file)
 	if errors.Is(err, os.ErrNotExist) {
 		var signer, verifier string
@@ -100,7 +114,7 @@ func readPrivate(file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-// replaceFile writes a file whole or not at all, with mode 0600.
+// replaceFile writes a file whole or not at all, with mode 0600. Once it returns, the file is there whatever happens.
 func replaceFile(file string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
@@ -108,7 +122,7 @@ func replaceFile(file string, content []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
+			_ = os.Remove(f.Name()) // gone already, where it is in its place
 		}
 	}()
 	if _, err = f.Write(content); err == nil {
@@ -117,7 +131,19 @@ func replaceFile(file string, content []byte) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), file)
+	if err = os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(file))
+}
+
+// syncDir makes durable which files a directory has.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func publicOf(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
