@@ -9,14 +9,18 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
@@ -140,6 +144,9 @@ func (u *up) config(cmd *cobra.Command) (daemon.Config, error) {
 	if err := level.UnmarshalText([]byte(u.logLevel)); err != nil {
 		return daemon.Config{}, cli.Usagef("--log-level is %q; it must be debug, info, warn or error", u.logLevel)
 	}
+	if err := u.check(); err != nil {
+		return daemon.Config{}, err
+	}
 	dir, err := cmd.Flags().GetString("data")
 	if err != nil {
 		return daemon.Config{}, err
@@ -164,6 +171,33 @@ func (u *up) config(cmd *cobra.Command) (daemon.Config, error) {
 		cfg.Bundle, err = readBundle(u.policy)
 	}
 	return cfg, err
+}
+
+// check refuses what cannot be meant, before anything is made.
+func (u *up) check() error {
+	host, port, err := net.SplitHostPort(u.listen)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return cli.Usagef("--listen is %q; it must be host:port, as in 127.0.0.1:4222, with a port up to 65535", u.listen)
+	}
+	if strings.ContainsFunc(host, unicode.IsSpace) {
+		return cli.Usagef("--listen is %q; a host has no spaces", u.listen)
+	}
+	if u.trustDomain != "" {
+		if home, err := spiffeid.TrustDomainFromString(u.trustDomain); err != nil || home.Name() != u.trustDomain {
+			return cli.Usagef("--trust-domain is %q; it must be a name as in acme.example: small letters, digits, dots, dashes and underscores", u.trustDomain)
+		}
+	}
+	for role, names := range map[string][]string{"agent": u.agents, "guard": u.guards} {
+		for _, name := range names {
+			if spiffeid.ValidatePath("/"+role+"/"+name) != nil {
+				return cli.Usagef("--%s is %q; it must be a name as in writer or eu/writer: letters, digits, dots, dashes and underscores", role, name)
+			}
+		}
+	}
+	return nil
 }
 
 // publicKey reads a person's key.

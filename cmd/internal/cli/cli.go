@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -162,7 +163,7 @@ func helpCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return Usagef("there is no command %q", strings.Join(args, " "))
+				return Usagef("%q has no command %q", cmd.Root().Name(), strings.Join(args, " "))
 			}
 			about.InitDefaultHelpFlag()
 			return about.Help()
@@ -196,6 +197,21 @@ func prepare(cmd *cobra.Command, begun *bool) {
 	for _, sub := range cmd.Commands() {
 		prepare(sub, begun)
 	}
+}
+
+// RefuseEmpty refuses options that are given, and given nothing: what a script meant to name is not there.
+func RefuseEmpty(cmd *cobra.Command, _ []string) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		empty := f.Value.String() == ""
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values := list.GetSlice()
+			empty = len(values) == 0 || slices.Contains(values, "")
+		}
+		if empty && err == nil {
+			err = Usagef("--%s is empty: give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
 }
 
 // report writes an error where people look for it.
