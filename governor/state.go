@@ -449,10 +449,14 @@ func (st *State) unhold(h *handoff) {
 	}
 }
 
-// setStatus keeps the receivers' counts of open handoffs. Nothing waits for a person about one that is over.
+// setStatus keeps the counts: the receivers' of open handoffs, the session's of denied ones. Nothing waits for a person
+// about one that is over.
 func (st *State) setStatus(h *handoff, to status) {
 	was, is := openStatus(h.status), openStatus(to)
 	h.status = to
+	if to == statusDenied {
+		h.session.denied++
+	}
 	if !is {
 		st.unhold(h)
 	}
@@ -544,7 +548,6 @@ func (st *State) applyDecided(e *entry.Entry, d *entry.Decided, k known) error {
 		st.hold(e.Index, &heldRecord{handoff: h, stage: entry.StageOffer})
 		heap.Push(&st.expiries, expiry{at: min(h.deadline+1, h.expires), handoff: h})
 	default:
-		s.denied++
 		st.setStatus(h, statusDenied)
 	}
 	return nil

@@ -91,7 +91,11 @@ func (p *place) showSession(out *cli.Output, s *session, more ...string) error {
 	if err := out.Ended(s.State, "session %s", s.ID); err != nil {
 		return err
 	}
-	closed, budget := "", ""
+	when := cli.Time(s.Opened) + " by " + p.short(s.Opener)
+	opened, asked, closed, budget := when+", key "+shortKey(s.Key), "", "", ""
+	if s.State == "denied" {
+		opened, asked = "", when
+	}
 	if !s.Closed.IsZero() {
 		closed = fmt.Sprintf("%s by %s: %s", cli.Time(s.Closed), p.short(s.ClosedBy), s.Reason)
 	}
@@ -99,10 +103,12 @@ func (p *place) showSession(out *cli.Output, s *session, more ...string) error {
 		budget = fmt.Sprintf("%d handoffs", s.Budget.Handoffs)
 	}
 	pairs := []string{
-		"  objective", s.Objective, "  opened", cli.Time(s.Opened) + " by " + p.short(s.Opener) + ", key " + shortKey(s.Key),
-		"  on behalf of", p.principal(s.Principal), "  expires", cli.Time(s.Expires), "  closed", closed,
-		"  hops", strconv.Itoa(s.MaxHops), "  budget", budget, "  labels", strings.Join(s.Labels, ", "),
-		"  entries", fmt.Sprintf("%d, from %d to %d", s.Entries, s.Entry, s.Newest),
+		"  objective", s.Objective, "  opened", opened, "  asked", asked, "  on behalf of", p.principal(s.Principal),
+		"  expires", cli.Time(s.Expires), "  closed", closed, "  hops", strconv.Itoa(s.MaxHops), "  budget", budget,
+		"  labels", strings.Join(s.Labels, ", "), "  entries", fmt.Sprintf("%d, from %d to %d", s.Entries, s.Entry, s.Newest),
+	}
+	for _, r := range s.Reasons {
+		pairs = append(pairs, "  reason", cli.ReasonText(r))
 	}
 	return out.Pairs(append(pairs, more...)...)
 }
@@ -136,10 +142,14 @@ type tree struct {
 }
 
 func (t *tree) draw(s *session) error {
-	if err := t.out.Text("\n" + t.short(s.Opener) + " holds\n"); err != nil {
+	verb, tools := "holds", s.Tools
+	if s.State == "denied" {
+		verb, tools = "asked for", s.Asked
+	}
+	if err := t.out.Text("\n" + t.short(s.Opener) + " " + verb + "\n"); err != nil {
 		return err
 	}
-	return t.below("", toolLines(s.Tools), s.Handoffs)
+	return t.below("", toolLines(tools), s.Handoffs)
 }
 
 // below draws what belongs to a node: its lines, then its handoffs.
@@ -173,12 +183,13 @@ func (t *tree) below(indent string, lines []string, handoffs []*hop) error {
 func (t *tree) about(h *hop) []string {
 	lines := []string{fmt.Sprintf("offered %s, entry %d%s", cli.Time(h.Offered), h.Entry, quoted(h.Purpose))}
 	tools := h.Granted
-	if h.State == "denied" && tools == nil {
+	waits := (h.State == "denied" || h.State == "held") && len(h.Claims) == 0
+	if waits {
 		tools = h.Asked
 		lines = append(lines, "asked for")
 	}
 	lines = append(lines, toolLines(tools)...)
-	if h.Granted != nil {
+	if h.Granted != nil && !waits {
 		lines = append(lines, narrowed("left behind", h.parent, h.Asked)...)
 		lines = append(lines, narrowed("taken away by policy", h.Asked, h.Granted)...)
 	}
@@ -216,6 +227,9 @@ func (t *tree) event(ev event) string {
 		line += " by " + t.short(ev.By)
 	}
 	line += fmt.Sprintf(", entry %d", ev.Entry)
+	if len(ev.Labels) > 0 {
+		line += ", labels " + strings.Join(ev.Labels, ", ")
+	}
 	if ev.Detail != "" {
 		line += ": " + ev.Detail
 	}
@@ -267,7 +281,11 @@ func (p *place) short(name string) string {
 	return parsed.Short(home)
 }
 
+// principal is "" where the record names none.
 func (p *place) principal(who wire.Principal) string {
+	if who.Kind == "" {
+		return ""
+	}
 	if who.Kind == wire.PrincipalWorkload {
 		return p.short(who.Name)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
@@ -15,31 +16,46 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// session is a session as its entries tell it: a tree of handoffs.
-type session struct {
+// summary is what the lists say of a session, running governor or not.
+type summary struct {
 	ID        string         `json:"session"`
-	State     string         `json:"state"` // open | closed | expired
+	State     string         `json:"state"` // open | closed | expired | denied
 	Opener    string         `json:"opener"`
 	Principal wire.Principal `json:"principal"`
-	Objective string         `json:"objective,omitempty"` // "" where retention has deleted it
 	Opened    time.Time      `json:"opened"`
-	Expires   time.Time      `json:"expires"`
-	Closed    time.Time      `json:"closed,omitzero"`
-	ClosedBy  string         `json:"closed_by,omitempty"`
-	Reason    string         `json:"reason,omitempty"`
-	Key       string         `json:"key"` // thumbprint of the opener's process key
-	Tools     aat.Tools      `json:"tools"`
-	Labels    []string       `json:"labels,omitempty"`
-	MaxHops   int            `json:"max_hops"`
-	Budget    *wire.Budget   `json:"budget,omitempty"`
-	Bundle    string         `json:"bundle"`
-	Entry     uint64         `json:"entry"`  // the one that opened it
-	Newest    uint64         `json:"newest"` // its newest entry
-	Entries   int            `json:"entries"`
+	Expires   time.Time      `json:"expires,omitzero"`
 	Count     int            `json:"handoffs"` // decided in it
-	Denied    int            `json:"denied"`
+	Denied    int            `json:"denied"`   // for good: at once, at the claim or by a person
 	Open      int            `json:"unfinished"`
-	Handoffs  []*hop         `json:"tree,omitempty"` // by the opener
+	Newest    uint64         `json:"newest"` // its newest entry
+}
+
+// summaryOf is what a running governor says.
+func summaryOf(s wire.SessionStatus) summary {
+	return summary{
+		ID: s.Session, State: s.State, Opener: s.Opener, Principal: s.Principal, Opened: time.Unix(s.OpenedAt, 0).UTC(),
+		Expires: time.Unix(s.ExpiresAt, 0).UTC(), Count: s.Handoffs, Denied: s.Denied, Open: s.Open, Newest: s.Entry,
+	}
+}
+
+// session is a session as its entries tell it: a tree of handoffs.
+type session struct {
+	summary
+	Objective string        `json:"objective,omitempty"` // "" where retention has deleted it
+	Closed    time.Time     `json:"closed,omitzero"`
+	ClosedBy  string        `json:"closed_by,omitempty"`
+	Reason    string        `json:"reason,omitempty"`
+	Key       string        `json:"key,omitempty"`     // thumbprint of the opener's process key
+	Asked     aat.Tools     `json:"asked,omitempty"`   // where it was denied
+	Reasons   []wire.Reason `json:"reasons,omitempty"` // where it was denied
+	Tools     aat.Tools     `json:"tools,omitempty"`
+	Labels    []string      `json:"labels,omitempty"`
+	MaxHops   int           `json:"max_hops"`
+	Budget    *wire.Budget  `json:"budget,omitempty"`
+	Bundle    string        `json:"bundle"`
+	Entry     uint64        `json:"entry"` // the one that opened it
+	Entries   int           `json:"entries"`
+	Handoffs  []*hop        `json:"tree,omitempty"` // by the opener
 
 	grants   map[string]*hop // :: jti → the handoff that it was claimed for; nil for the root
 	handoffs map[string]*hop // :: ID → handoff
@@ -58,6 +74,7 @@ type hop struct {
 	Expires  time.Time     `json:"expires,omitzero"`
 	Asked    aat.Tools     `json:"asked"`             // what the offer asks for
 	Granted  aat.Tools     `json:"granted,omitempty"` // what it was narrowed to; by the newest claim, if there is one
+	Held     *uint64       `json:"held,omitempty"`    // the entry that waits for a person
 	Labels   []string      `json:"labels,omitempty"`
 	Reasons  []wire.Reason `json:"reasons,omitempty"` // of the newest decision that gave some
 	Bundle   string        `json:"bundle,omitempty"`
@@ -66,7 +83,10 @@ type hop struct {
 	Events   []event       `json:"events,omitempty"` // all else that happened to it, in order
 	Handoffs []*hop        `json:"tree,omitempty"`   // by its receiver
 
-	parent aat.Tools // what the sender held
+	above     *hop      // whose grant it was offered under; nil for the session's
+	parent    aat.Tools // what the sender held
+	heldStage string    // what waits for a person: entry.StageOffer, StageClaim or StageResult
+	answered  bool      // a result was accepted, its own or that of whom it was transferred to
 }
 
 // claim is a process of the receiver beginning the work.
@@ -85,6 +105,7 @@ type event struct {
 	What   string    `json:"what"`
 	Effect string    `json:"effect,omitempty"`
 	By     string    `json:"by,omitempty"`
+	Labels []string  `json:"labels,omitempty"` // of a result
 	Detail string    `json:"detail,omitempty"`
 	Time   time.Time `json:"time"`
 	Entry  uint64    `json:"entry"`
@@ -168,12 +189,8 @@ func readSessions(r record) ([]*session, error) {
 }
 
 func beginSession(e *entry.Entry) (*session, error) {
-	if d := e.Decided; d != nil && d.Stage == entry.StageSession {
-		at := time.UnixMilli(e.Time)
-		return &session{
-			ID: e.Session, State: "denied", Opener: e.From, Opened: at, Expires: at, Closed: at, ClosedBy: "policy",
-			Reason: codes(d.Reasons), Entry: e.Index, Newest: e.Index, Entries: 1, grants: map[string]*hop{}, handoffs: map[string]*hop{},
-		}, nil
+	if e.Decided != nil && e.Decided.Stage == entry.StageSession {
+		return deniedSession(e)
 	}
 	if e.Opened == nil {
 		return nil, fmt.Errorf("entry %d: session %s does not begin with its opening: run \"governor chain verify\"",
@@ -184,11 +201,39 @@ func beginSession(e *entry.Entry) (*session, error) {
 		return nil, fmt.Errorf("entry %d: the root: %w", e.Index, err)
 	}
 	return &session{
-		ID: e.Session, State: "open", Opener: e.Opened.Opener, Principal: e.Opened.Principal, Opened: time.UnixMilli(e.Time),
-		Expires: time.Unix(root.ExpiresAt, 0), Key: root.Holder.Thumbprint(), Tools: root.Tools, Labels: e.Opened.Labels,
-		MaxHops: e.Opened.MaxHops, Budget: e.Opened.Budget, Bundle: e.Opened.Decision.Bundle, Entry: e.Index, Newest: e.Index,
-		Entries: 1, grants: map[string]*hop{root.ID: nil}, handoffs: map[string]*hop{},
+		summary: summary{
+			ID: e.Session, State: "open", Opener: e.Opened.Opener, Principal: e.Opened.Principal,
+			Opened: time.Unix(root.IssuedAt, 0).UTC(), Expires: time.Unix(root.ExpiresAt, 0).UTC(), Newest: e.Index,
+		},
+		Key: root.Holder.Thumbprint(), Tools: root.Tools, Labels: e.Opened.Labels, MaxHops: e.Opened.MaxHops,
+		Budget: e.Opened.Budget, Bundle: e.Opened.Decision.Bundle, Entry: e.Index, Entries: 1,
+		grants: map[string]*hop{root.ID: nil}, handoffs: map[string]*hop{},
 	}, nil
+}
+
+// deniedSession is one that was asked for and not opened: what was asked is in the policy's input.
+func deniedSession(e *entry.Entry) (*session, error) {
+	s := &session{
+		summary: summary{ID: e.Session, State: "denied", Opener: e.From, Opened: time.UnixMilli(e.Time).UTC(), Newest: e.Index},
+		Reasons: e.Decided.Reasons, Entry: e.Index, Entries: 1,
+	}
+	d := e.Decided.Decision
+	if d == nil || d.Input == nil {
+		return s, nil
+	}
+	var asked struct {
+		Principal wire.Principal `json:"principal"`
+		Tools     aat.Tools      `json:"tools"`
+		Labels    []string       `json:"labels"`
+		MaxHops   int            `json:"max_hops"`
+		Budget    *wire.Budget   `json:"budget"`
+	}
+	if err := json.Unmarshal(d.Input, &asked); err != nil {
+		return nil, fmt.Errorf("entry %d: what was asked: %w: run \"governor chain verify\"", e.Index, err)
+	}
+	s.Principal, s.Asked, s.Labels, s.MaxHops, s.Budget = asked.Principal, asked.Tools, asked.Labels, asked.MaxHops, asked.Budget
+	s.Bundle = d.Bundle
+	return s, nil
 }
 
 // add takes the session's next entry.
@@ -219,7 +264,9 @@ func (s *session) add(e *entry.Entry) error {
 		d := e.Decided
 		ev.What, ev.Effect = d.Stage+" judged again", d.Effect
 		h.because(d.Reasons)
-		h.State = stateAfter(d.Effect, h.State)
+		if h.State == "admitted" { // else a take-over that was turned down: who has the task keeps it
+			h.decided(d.Effect, entry.StageClaim, e.Index)
+		}
 	case entry.KindClaimed:
 		return h.claimed(s, e, at)
 	case entry.KindApproved:
@@ -228,25 +275,26 @@ func (s *session) add(e *entry.Entry) error {
 		if a.Approve {
 			ev.What = "approved"
 		}
-		h.approved(a)
 		if a.Decided != nil {
-			ev.Effect = a.Decided.Effect
+			ev.Effect, ev.Labels = a.Decided.Effect, a.Decided.Labels
 		}
+		h.approved(a, e.Index)
 	case entry.KindResult:
 		r := e.Result
-		ev.What, ev.Effect = "result: "+r.Status, r.Effect
+		ev.What, ev.Effect, ev.Labels = "result: "+r.Status, r.Effect, r.Labels
 		h.because(r.Reasons)
 		switch r.Effect {
 		case wire.EffectAllow:
-			h.State = r.Status
+			h.accept(r.Status)
 		case wire.EffectHold:
-			h.State = "held"
+			h.decided(r.Effect, entry.StageResult, e.Index)
 		}
 		if r.Answers != "" && r.Answers != h.ID {
 			ev.Detail = "answers " + r.Answers
 		}
 	case entry.KindRevoked:
 		ev.What, ev.By, ev.Detail = "revoked", e.Revoked.By, e.Revoked.Reason
+		h.revoke()
 		h.State = "revoked"
 		if e.Revoked.By == "expired" {
 			h.State, ev.What, ev.By, ev.Detail = "expired", "expired", "", ""
@@ -269,24 +317,22 @@ func (s *session) offered(e *entry.Entry, at time.Time) error {
 	}
 	h := &hop{
 		ID: e.Handoff, From: e.From, To: e.To, Mode: link.Handoff.Mode, Purpose: link.Handoff.Purpose, Offered: at,
-		Asked: link.Tools, Granted: d.Granted, Labels: d.Labels, Reasons: d.Reasons, Entry: e.Index,
-		State: stateAfter(d.Effect, "admitted"), parent: s.Tools,
+		Asked: link.Tools, Labels: d.Labels, Reasons: d.Reasons, Entry: e.Index, parent: s.Tools,
+	}
+	h.decided(d.Effect, entry.StageOffer, e.Index)
+	if d.Effect == wire.EffectAllow {
+		h.Granted = d.Granted
 	}
 	if h.To == "" { // no agent that is known
 		h.To = link.Handoff.To
 	}
-	if d.Deadline > 0 {
-		h.Deadline = time.Unix(d.Deadline, 0)
-	}
-	if d.Expires > 0 {
-		h.Expires = time.Unix(d.Expires, 0)
-	}
+	h.bounded(d)
 	if d.Decision != nil {
 		h.Bundle = d.Decision.Bundle
 	}
 	s.handoffs[h.ID] = h
 	if above := s.grants[e.Grant]; above != nil {
-		h.parent = above.Granted
+		h.above, h.parent = above, above.Granted
 		above.Handoffs = append(above.Handoffs, h)
 	} else {
 		s.Handoffs = append(s.Handoffs, h)
@@ -303,6 +349,9 @@ func (h *hop) claimed(s *session, e *entry.Entry, at time.Time) error {
 		Grant: link.ID, Key: link.Holder.Thumbprint(), Time: at, Expires: time.Unix(link.ExpiresAt, 0), Tools: link.Tools,
 		TakesOver: e.Claimed.Supersedes, Entry: e.Index,
 	})
+	if e.Claimed.Supersedes != "" {
+		h.revokeBelow(nil)
+	}
 	h.State, h.Granted, h.Labels, h.Expires = "claimed", link.Tools, e.Claimed.Labels, time.Unix(link.ExpiresAt, 0)
 	s.grants[link.ID] = h
 	if by := s.grants[e.Claimed.Ends]; by != nil {
@@ -311,30 +360,101 @@ func (h *hop) claimed(s *session, e *entry.Entry, at time.Time) error {
 	return nil
 }
 
-func (h *hop) approved(a *entry.Approved) {
-	d := a.Decided
-	switch {
-	case !a.Approve:
+// bounded takes the times of a decision that has some.
+func (h *hop) bounded(d *entry.Decided) {
+	if d.Deadline > 0 {
+		h.Deadline = time.Unix(d.Deadline, 0)
+	}
+	if d.Expires > 0 {
+		h.Expires = time.Unix(d.Expires, 0)
+	}
+}
+
+// decided takes a decision's effect; a hold is that of an entry, on what stage says.
+func (h *hop) decided(effect, stage string, index uint64) {
+	h.Held, h.heldStage = nil, ""
+	switch effect {
+	case wire.EffectDeny:
 		h.State = "denied"
-	case d == nil:
-	case d.Stage == entry.StageResult && d.Effect == wire.EffectAllow:
-		h.State = wire.StatusCompleted
+	case wire.EffectHold:
+		h.State, h.Held, h.heldStage = "held", &index, stage
+	default:
+		h.State = "admitted"
+	}
+}
+
+func (h *hop) approved(a *entry.Approved, index uint64) {
+	effect := wire.EffectDeny
+	if a.Decided != nil {
+		effect = a.Decided.Effect
+		if h.heldStage == entry.StageOffer {
+			h.bounded(a.Decided)
+		}
+	}
+	switch {
+	case h.heldStage != entry.StageResult:
+		if h.decided(effect, h.heldStage, index); effect == wire.EffectAllow && a.Decided.Granted != nil {
+			h.Granted = a.Decided.Granted
+		}
+	case effect == wire.EffectHold:
+		h.decided(effect, entry.StageResult, index)
+	case effect == wire.EffectDeny: // of the result: who has the task may return another
+		h.State, h.Held, h.heldStage = "claimed", nil, ""
+	default:
+		status := wire.StatusCompleted
 		for _, ev := range h.Events {
 			if ev.What == "result: "+wire.StatusFailed {
-				h.State = wire.StatusFailed
+				status = wire.StatusFailed
 			}
 		}
-	default:
-		h.State = stateAfter(d.Effect, "admitted")
-		if d.Granted != nil {
-			h.Granted = d.Granted
+		h.accept(status)
+	}
+	if effect == wire.EffectAllow {
+		h.Reasons = a.Decided.Reasons // what held it is answered
+	} else if a.Decided != nil {
+		h.because(a.Decided.Reasons)
+	}
+}
+
+// accept ends the work, and with it what was handed on from it; and so for every transfer that led to it.
+func (h *hop) accept(status string) {
+	h.State, h.Held, h.heldStage = status, nil, ""
+	var below *hop
+	for t := h; t != nil; t = t.above {
+		t.revokeBelow(below)
+		if t.answered = true; t.Mode != wire.ModeTransfer {
+			return
+		}
+		below = t
+	}
+}
+
+// revokeBelow revokes what was handed on, but for one.
+func (h *hop) revokeBelow(spared *hop) {
+	for _, below := range h.Handoffs {
+		if below != spared {
+			below.revoke()
 		}
 	}
-	if d != nil && d.Effect == wire.EffectAllow {
-		h.Reasons = d.Reasons // what held it is answered
-	} else if d != nil {
-		h.because(d.Reasons)
+}
+
+// revoke ends what has not ended, with everything below it.
+func (h *hop) revoke() {
+	if h.unfinished() {
+		h.State, h.Held, h.heldStage = "revoked", nil, ""
 	}
+	h.revokeBelow(nil)
+}
+
+// unfinished tells whether a result may still come.
+func (h *hop) unfinished() bool {
+	switch h.State {
+	case "admitted", "claimed", "held":
+		return true
+	case "transferred":
+		return !h.answered
+	}
+	return false
 }
 
 // codes are those of reasons, each once.
@@ -355,45 +475,32 @@ func (h *hop) because(reasons []wire.Reason) {
 	}
 }
 
-func stateAfter(effect, allowed string) string {
-	switch effect {
-	case wire.EffectDeny:
-		return "denied"
-	case wire.EffectHold:
-		return "held"
-	}
-	return allowed
-}
-
 // settle counts, and says what time has ended since the last entry.
 func (s *session) settle(now time.Time) {
+	now = now.Truncate(time.Second) // as the governor counts
 	if s.State == "open" && !now.Before(s.Expires) {
 		s.State = "expired"
 	}
 	for _, h := range s.handoffs {
 		s.Count++
-		if slices.Contains([]string{"admitted", "claimed", "held"}, h.State) {
-			late := h.State != "claimed" && !h.Deadline.IsZero() && now.After(h.Deadline) ||
-				!h.Expires.IsZero() && !now.Before(h.Expires)
+		if h.unfinished() {
+			begun := h.State == "claimed" || h.State == "transferred" || h.heldStage == entry.StageResult
+			late := !begun && !h.Deadline.IsZero() && now.After(h.Deadline) || !h.Expires.IsZero() && !now.Before(h.Expires)
+			over := ""
 			switch {
 			case s.State == "closed":
-				h.State = "revoked"
+				over = "revoked"
 			case s.State == "expired" || late:
-				h.State = "expired"
+				over = "expired"
 			default:
 				s.Open++
+			}
+			if over != "" && h.State != "transferred" {
+				h.State, h.Held = over, nil
 			}
 		}
 		if h.State == "denied" {
 			s.Denied++
 		}
-	}
-}
-
-// status is the session as the governor itself lists it.
-func (s *session) status() wire.SessionStatus {
-	return wire.SessionStatus{
-		Session: s.ID, State: s.State, Opener: s.Opener, Principal: s.Principal, OpenedAt: s.Opened.Unix(),
-		ExpiresAt: s.Expires.Unix(), Handoffs: s.Count, Open: s.Open, Denied: s.Denied, Entry: s.Newest,
 	}
 }

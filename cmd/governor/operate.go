@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,19 +46,20 @@ func listSessions(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	var list []wire.SessionStatus
+	var list []summary
 	if p.runs() {
-		err = operating(cmd, func(ctx context.Context, _ *place, o *operator) (err error) {
-			list, err = o.Sessions(ctx)
+		err = operating(cmd, func(ctx context.Context, _ *place, o *operator) error {
+			sessions, err := o.Sessions(ctx)
+			for _, s := range sessions {
+				list = append(list, summaryOf(s))
+			}
 			return err
 		})
 	} else {
 		err = reading(cmd, func(_ *place, r record) error {
 			sessions, err := readSessions(r)
-			for i := len(sessions) - 1; i >= 0; i-- {
-				if time.Now().Before(sessions[i].Expires) {
-					list = append(list, sessions[i].status())
-				}
+			for _, s := range sessions {
+				list = append(list, s.summary)
 			}
 			return err
 		})
@@ -65,15 +67,17 @@ func listSessions(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	list = slices.DeleteFunc(list, func(s summary) bool { return !time.Now().Before(s.Expires) })
+	slices.SortFunc(list, func(a, b summary) int { return strings.Compare(b.ID, a.ID) })
 	out := cli.For(cmd)
 	if out.JSON {
-		return out.Value(append([]wire.SessionStatus{}, list...))
+		return out.Value(append([]summary{}, list...))
 	}
 	rows := make([][]string, 0, len(list))
 	for _, s := range list {
 		rows = append(rows, []string{
-			s.Session, s.State, cli.Time(time.Unix(s.OpenedAt, 0)), cli.Time(time.Unix(s.ExpiresAt, 0)), p.short(s.Opener),
-			p.principal(s.Principal), strconv.Itoa(s.Handoffs), strconv.Itoa(s.Denied), strconv.Itoa(s.Open),
+			s.ID, s.State, cli.Time(s.Opened), cli.Time(s.Expires), p.short(s.Opener),
+			p.principal(s.Principal), strconv.Itoa(s.Count), strconv.Itoa(s.Denied), strconv.Itoa(s.Open),
 		})
 	}
 	return out.Table(strings.Fields("SESSION STATE OPENED EXPIRES OPENER PRINCIPAL HANDOFFS DENIED UNFINISHED"), rows)
@@ -91,12 +95,13 @@ func showSession(cmd *cobra.Command, id string) error {
 			return out.Value(s)
 		}
 		var more []string
-		for i, tool := range toolLines(s.Tools) {
-			name := "  tools"
-			if i > 0 {
-				name = ""
-			}
+		name, tools := "  tools", s.Tools
+		if s.State == "denied" {
+			name, tools = "  asked for", s.Asked
+		}
+		for _, tool := range toolLines(tools) {
 			more = append(more, name, tool)
+			name = ""
 		}
 		handoffs := fmt.Sprintf("%d, %d denied, %d unfinished", s.Count, s.Denied, s.Open)
 		return p.showSession(out, s, append(more, "  handoffs", handoffs)...)
@@ -118,7 +123,7 @@ func closeCommand() *cobra.Command {
 				}
 				out := cli.For(cmd)
 				if out.JSON {
-					return out.Value(status)
+					return out.Value(summaryOf(*status))
 				}
 				return out.Ended(status.State, "session %s, entry %d", status.Session, status.Entry)
 			})
