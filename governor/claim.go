@@ -280,13 +280,9 @@ func (c *claim) sequence(b *batch) error {
 
 // mint writes the credential down, exactly as it will be signed.
 func (c *claim) mint(b *batch, h *handoff) error {
-	granted, dropped := meet(h.granted, c.verdict.Ceiling)
-	for _, d := range dropped {
-		c.reasons = append(c.reasons, droppedReason(d))
-	}
-	if len(granted) == 0 && len(h.granted) > 0 {
+	granted, reasons, left := Narrow(h.granted, c.verdict.Ceiling, c.reasons)
+	if c.reasons = reasons; !left {
 		c.verdict.Effect = wire.EffectDeny
-		c.reasons = append(c.reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
 		return c.turnDown(b, h)
 	}
 	id, err := uuid.NewV7()

@@ -226,11 +226,7 @@ func (g *Governor) ask(ctx context.Context, judge Judge, entrypoint string, inpu
 	if err != nil {
 		return fail(wire.Refuse(wire.CodePolicyAnswer, "the policy's answer has the wrong shape: "+err.Error()))
 	}
-	reasons := answer.Reasons
-	if len(reasons) == 0 && answer.Effect == wire.EffectDeny {
-		reasons = []wire.Reason{{Code: wire.CodePolicyDenied, Message: "the policy denies this and gives no reason"}}
-	}
-	return d, answer, reasons
+	return d, answer, ReasonsOf(answer)
 }
 
 // canonical is the RFC 8785 form of v.

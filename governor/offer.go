@@ -218,15 +218,12 @@ func (o *offer) attenuate() {
 	if o.decision == nil || o.effect == wire.EffectDeny {
 		return
 	}
-	granted, dropped := meet(o.link.Claims.Tools, o.answer.Ceiling)
-	for _, d := range dropped {
-		o.reasons = append(o.reasons, droppedReason(d))
-	}
-	if len(granted) == 0 && len(o.link.Claims.Tools) > 0 {
-		o.deny(append(o.reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})...)
+	granted, reasons, left := Narrow(o.link.Claims.Tools, o.answer.Ceiling, o.reasons)
+	if !left {
+		o.deny(reasons...)
 		return
 	}
-	o.granted = granted
+	o.granted, o.reasons = granted, reasons
 }
 
 // 5. sequence: every fact that may have changed since, against the state as it is at this offer's turn.
@@ -544,21 +541,6 @@ func (g *Governor) absentSession(id string) *wire.Error {
 
 // evenDepth rounds a depth down to even: a handoff is two links.
 func evenDepth(d int) int { return d &^ 1 }
-
-// meet narrows tools to a ceiling; nil is no ceiling.
-func meet(tools, ceiling aat.Tools) (aat.Tools, []aat.Dropped) {
-	if tools == nil {
-		tools = aat.Tools{}
-	}
-	if ceiling == nil {
-		return tools, nil
-	}
-	return aat.Meet(tools, ceiling)
-}
-
-func droppedReason(d aat.Dropped) wire.Reason {
-	return wire.Reason{Code: wire.CodeCeiling, Tool: d.Tool, Argument: d.Argument, Message: d.Reason}
-}
 
 // childReason words a failed step of AAT section 8, and tells whether the link was signed by the parent's holder all the
 // same.

@@ -10,7 +10,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
-	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -56,22 +55,6 @@ type judgement struct {
 	decision *entry.Decision
 	answer   wire.Answer
 	reasons  []wire.Reason
-}
-
-// stillAllowed tells whether what is held would be granted now, all of it.
-func stillAllowed(j judgement, held aat.Tools) (effect string, reasons []wire.Reason) {
-	if j.answer.Effect != wire.EffectAllow {
-		return j.answer.Effect, j.reasons
-	}
-	granted, dropped := meet(held, j.answer.Ceiling)
-	if granted.Equal(held) {
-		return wire.EffectAllow, nil
-	}
-	reasons = slices.Clone(j.reasons)
-	for _, d := range dropped {
-		reasons = append(reasons, droppedReason(d))
-	}
-	return wire.EffectDeny, append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "it holds more than the policy now allows"})
 }
 
 // judgeSession asks again what was asked when a session was opened.
@@ -142,7 +125,7 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 		if !ok { // opened since
 			b.unlocked(func() { j = g.judgeSession(ctx, b.judge, s.input) })
 		}
-		effect, reasons := stillAllowed(j, s.root.link.Claims.Tools)
+		effect, reasons := StillAllowed(j.answer, j.reasons, s.root.link.Claims.Tools)
 		if effect == wire.EffectAllow {
 			continue
 		}
@@ -171,7 +154,7 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 				j = judgement{facts, decision, answer, reasons}
 			})
 		}
-		effect, reasons := stillAllowed(j, held)
+		effect, reasons := StillAllowed(j.answer, j.reasons, held)
 		if effect == wire.EffectAllow {
 			continue
 		}
@@ -320,16 +303,11 @@ func (g *Governor) judgeApproved(ctx context.Context, b *batch, rec *heldRecord,
 	decision, answer, reasons := g.ask(ctx, b.judge, "decision", question)
 	d := &entry.Decided{Stage: rec.stage, Effect: answer.Effect, Reasons: reasons, Labels: f.labels, TaskHash: h.claim.TaskHash, Decision: decision}
 	if d.Effect == wire.EffectAllow {
-		granted, dropped := meet(tools, answer.Ceiling)
-		for _, x := range dropped {
-			d.Reasons = append(d.Reasons, droppedReason(x))
-		}
-		if len(granted) == 0 && len(tools) > 0 {
+		var left bool
+		if d.Granted, d.Reasons, left = Narrow(tools, answer.Ceiling, reasons); !left {
 			d.Effect = wire.EffectDeny
-			d.Reasons = append(d.Reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
 			return d
 		}
-		d.Granted = granted
 	}
 	if d.Effect != wire.EffectDeny {
 		d.Expires, d.Deadline, d.MaxDepth = terms(h.offer, h.claim, answer, b.seconds())

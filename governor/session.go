@@ -45,12 +45,8 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	if answer.Effect != wire.EffectAllow {
 		return g.denySession(ctx, r.Sender, request.ID, answer.Effect, decision, reasons)
 	}
-	granted, dropped := meet(request.Tools, answer.Ceiling)
-	for _, d := range dropped {
-		reasons = append(reasons, droppedReason(d))
-	}
-	if len(granted) == 0 && len(request.Tools) > 0 {
-		reasons = append(reasons, wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"})
+	granted, reasons, left := Narrow(request.Tools, answer.Ceiling, reasons)
+	if !left {
 		return g.denySession(ctx, r.Sender, request.ID, wire.EffectDeny, decision, reasons)
 	}
 	terms := RootTerms{Tools: granted, IssuedAt: now.Unix(), MaxDepth: 2 * request.MaxHops}

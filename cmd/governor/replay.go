@@ -14,10 +14,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
+	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -60,7 +62,8 @@ type question struct {
 	From     string `json:"from,omitempty"`
 	To       string `json:"to,omitempty"`
 	decision *entry.Decision
-	asked    aat.Tools // nil where the decision narrows nothing
+	kind     entry.Kind
+	asked    aat.Tools // nil where the decision narrows nothing; what is held, where it is judged again
 	granted  aat.Tools // nil where nothing was granted
 }
 
@@ -73,11 +76,19 @@ type offered struct{ asked, granted aat.Tools }
 
 // of returns the decision that an entry records, nil where it records none.
 func (qs *questions) of(e *entry.Entry) (*question, error) {
-	q := &question{Entry: e.Index, From: e.From, To: e.To}
+	q := &question{Entry: e.Index, From: e.From, To: e.To, kind: e.Kind}
+	var err error
 	switch e.Kind {
 	case entry.KindSession:
 		q.Stage, q.decision = "session", &e.Opened.Decision
-		qs.offered[e.Session] = map[string]*offered{}
+		root, err := cli.ReadToken(e.Opened.Root)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: the root: %w", e.Index, err)
+		}
+		qs.offered[e.Session] = map[string]*offered{"": {granted: orNone(root.Tools)}}
+		if q.asked, err = askedFor(e, q.decision); err != nil {
+			return nil, err
+		}
 	case entry.KindClosed:
 		delete(qs.offered, e.Session)
 	case entry.KindDecided:
@@ -98,6 +109,8 @@ func (qs *questions) of(e *entry.Entry) (*question, error) {
 			q.asked, q.granted = o.asked, o.granted
 		} else if d.Stage == entry.StageClaim {
 			q.asked = qs.find(e).granted
+		} else if q.asked, err = askedFor(e, d.Decision); err != nil {
+			return nil, err
 		}
 	case entry.KindApproved:
 		d := e.Approved.Decided
@@ -126,11 +139,30 @@ func (qs *questions) of(e *entry.Entry) (*question, error) {
 		q.Stage, q.decision = entry.StageResult, e.Result.Decision
 	case entry.KindRejudged:
 		q.Stage, q.decision = "rejudged", &e.Rejudged.Decision
+		if e.Handoff == "" { // the session, whose root may hold less than was asked for
+			q.asked = qs.find(e).granted
+		} else if q.asked, err = askedFor(e, q.decision); err != nil {
+			return nil, err
+		}
 	}
 	if q.decision == nil {
 		return nil, nil
 	}
 	return q, nil
+}
+
+// askedFor are the tools that the policy was told of.
+func askedFor(e *entry.Entry, d *entry.Decision) (aat.Tools, error) {
+	if d == nil || d.Input == nil {
+		return nil, nil
+	}
+	var input struct {
+		Tools aat.Tools `json:"tools"`
+	}
+	if err := json.Unmarshal(d.Input, &input); err != nil {
+		return nil, fmt.Errorf("entry %d: what was asked: %w: run \"governor chain verify\"", e.Index, err)
+	}
+	return orNone(input.Tools), nil
 }
 
 func (qs *questions) find(e *entry.Entry) *offered {
@@ -329,9 +361,13 @@ func (p *place) replay(cmd *cobra.Command, r record) error {
 // again asks the same question and compares.
 func (q *question) again(ctx context.Context, s *policies.Snapshot) ([]difference, error) {
 	d := q.decision
-	answer, failure, err := judged(ctx, s, d)
+	answer, refusal, err := judged(ctx, s, d)
 	if err != nil {
 		return nil, err
+	}
+	var failure wire.Code
+	if refusal != nil {
+		failure = refusal.Code
 	}
 	if failure != d.Failure || !bytes.Equal(answer, d.Answer) {
 		return []difference{{q, "answer", recordedAnswer(d.Answer, d.Failure), recordedAnswer(answer, failure)}}, nil
@@ -343,23 +379,23 @@ func (q *question) again(ctx context.Context, s *policies.Snapshot) ([]differenc
 	if err != nil {
 		return nil, err
 	}
-	if granted := meet(q.asked, parsed.Ceiling); !granted.Equal(q.granted) {
+	if granted, _, _ := governor.Narrow(q.asked, parsed.Ceiling, nil); !granted.Equal(q.granted) {
 		return []difference{{q, "granted", toolText(q.granted), toolText(granted)}}, nil
 	}
 	return nil, nil
 }
 
 // judged evaluates a decision's input. What a governor would have recorded as a failure is one here.
-func judged(ctx context.Context, s *policies.Snapshot, d *entry.Decision) ([]byte, wire.Code, error) {
+func judged(ctx context.Context, s *policies.Snapshot, d *entry.Decision) ([]byte, *wire.Error, error) {
 	answer, err := s.Evaluate(ctx, d.Entrypoint, d.Input)
 	if err == nil {
-		return answer, "", nil
+		return answer, nil, nil
 	}
 	refusal, ok := errors.AsType[*wire.Error](err)
 	if ctx.Err() != nil || !ok {
-		return nil, "", err
+		return nil, nil, err
 	}
-	return nil, refusal.Code, nil
+	return nil, refusal, nil
 }
 
 func recordedAnswer(answer []byte, failure wire.Code) string {
@@ -367,15 +403,6 @@ func recordedAnswer(answer []byte, failure wire.Code) string {
 		return string(failure)
 	}
 	return string(answer)
-}
-
-// meet is what a ceiling leaves of tools; nil is no ceiling.
-func meet(asked, ceiling aat.Tools) aat.Tools {
-	if ceiling == nil {
-		return asked
-	}
-	granted, _ := aat.Meet(asked, ceiling)
-	return granted
 }
 
 func toolText(tools aat.Tools) string {
@@ -428,23 +455,28 @@ type outcome struct {
 	Tools   aat.Tools     `json:"tools,omitempty"` // left of what was asked for
 }
 
-func outcomeOf(q *question, answer []byte, failure wire.Code) (outcome, error) {
-	if failure != "" {
-		reason := wire.Reason{Code: failure, Message: "the policy gave no usable answer"}
-		return outcome{Effect: wire.EffectDeny, Reasons: []wire.Reason{reason}}, nil
+// outcomeOf says what a governor makes of an answer.
+func outcomeOf(q *question, answer []byte, refusal *wire.Error) (outcome, error) {
+	if refusal != nil {
+		return outcome{Effect: wire.EffectDeny, Reasons: []wire.Reason{{Code: refusal.Code, Message: refusal.Message}}}, nil
 	}
 	a, err := wire.ParseAnswer(answer)
 	if err != nil {
 		return outcome{}, err
 	}
-	o := outcome{Effect: a.Effect, Reasons: a.Reasons}
-	if q.asked == nil || a.Effect == wire.EffectDeny {
-		return o, nil
-	}
-	if o.Tools = meet(q.asked, a.Ceiling); len(o.Tools) == 0 && len(q.asked) > 0 {
-		o.Effect, o.Tools = wire.EffectDeny, nil
-		reason := wire.Reason{Code: wire.CodeCeiling, Message: "the policy's ceiling leaves none of the tools"}
-		o.Reasons = append(slices.Clone(o.Reasons), reason)
+	o := outcome{Effect: a.Effect, Reasons: governor.ReasonsOf(a)}
+	offer := q.kind == entry.KindDecided && q.Stage == entry.StageOffer // only there is narrowed what is held
+	switch {
+	case q.asked == nil || a.Effect == wire.EffectDeny || a.Effect == wire.EffectHold && !offer:
+	case q.kind == entry.KindRejudged:
+		if o.Effect, o.Reasons = governor.StillAllowed(a, o.Reasons, q.asked); o.Effect == wire.EffectAllow {
+			o.Tools = q.asked
+		}
+	default:
+		var left bool
+		if o.Tools, o.Reasons, left = governor.Narrow(q.asked, a.Ceiling, o.Reasons); !left {
+			o.Effect = wire.EffectDeny
+		}
 	}
 	return o, nil
 }
@@ -472,15 +504,19 @@ func (p *place) whatIf(cmd *cobra.Command, r record, dir string) error {
 		if q.decision.Input == nil {
 			return nil
 		}
-		answer, failure, err := judged(ctx, other, q.decision)
+		answer, refusal, err := judged(ctx, other, q.decision)
 		if err != nil {
 			return err
 		}
-		before, err := outcomeOf(q, q.decision.Answer, q.decision.Failure)
+		var recorded *wire.Error
+		if code := q.decision.Failure; code != "" {
+			recorded = wire.Refuse(code, "the policy gave no usable answer")
+		}
+		before, err := outcomeOf(q, q.decision.Answer, recorded)
 		if err != nil {
 			return err
 		}
-		after, err := outcomeOf(q, answer, failure)
+		after, err := outcomeOf(q, answer, refusal)
 		if err != nil {
 			return err
 		}
