@@ -16,15 +16,18 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
+	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
@@ -112,25 +115,61 @@ const (
 
 // Run shows the demo. It fails where anything is not as it should be: a handoff that is lost, an attack that gets
 // through, a ledger that does not verify.
+//
+// Where its output goes away, it ends: its processes, too, and a directory that it has made for itself.
 func Run(ctx context.Context, o Options, show Show, out io.Writer) error {
+	pipe := make(chan os.Signal, 1) // so that a closed pipe is an error of a write, and not the end of this process alone
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
+	own := o.Data == ""
 	d, err := prepare(&o)
 	if err != nil {
 		return err
 	}
-	quiet := out
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := &watched{Writer: out, lost: cancel}
+	s := &stage{out: watched, seen: map[string]bool{}}
 	if o.JSON {
-		quiet = io.Discard
+		s.out = io.Discard
 	}
-	s := &stage{out: quiet, seen: map[string]bool{}}
 	outcome, err := d.run(ctx, o, s, show)
 	if o.JSON {
 		line, encodeErr := json.Marshal(outcome, json.Deterministic(true))
 		if encodeErr != nil {
 			return encodeErr
 		}
-		fmt.Fprintf(out, "%s\n", line)
+		fmt.Fprintf(watched, "%s\n", line)
 	}
-	return err
+	if watched.err == nil {
+		return err
+	}
+	if own {
+		err = os.RemoveAll(o.Data)
+	}
+	if err == nil && errors.Is(watched.err, syscall.EPIPE) {
+		return cli.ErrShown // whoever closed it knows
+	}
+	return errors.Join(watched.err, err)
+}
+
+// watched is an output that tells when it is lost.
+type watched struct {
+	io.Writer
+	lost context.CancelCauseFunc
+	err  error
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	if w.err != nil {
+		return 0, w.err
+	}
+	n, err := w.Writer.Write(b)
+	if err != nil {
+		w.err = err
+		w.lost(fmt.Errorf("the output is closed: %w", err))
+	}
+	return n, err
 }
 
 type demo struct {
