@@ -26,7 +26,7 @@ import (
 
 func chainCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "chain", Short: "Read and verify the chains of handoffs in the ledger"}
-	cmd.AddCommand(chainListCommand(), chainShowCommand(), chainVerifyCommand())
+	cmd.AddCommand(chainListCommand(), chainShowCommand(), chainVerifyCommand(), chainCheckpointCommand())
 	return cmd
 }
 
@@ -301,8 +301,8 @@ func chainVerifyCommand() *cobra.Command {
 wider than the one before it, and that nothing was claimed or answered that was not admitted.
 
 The checkpoint's key and the issuer's come from governor.json in the data directory. Whoever distrusts that directory
-keeps checkpoints of earlier days elsewhere, and names them with --seen: a ledger that was rewritten since does not
-hold them.`,
+keeps checkpoints of earlier days elsewhere, as "governor chain checkpoint" writes them, and names them with --seen: a
+ledger that was rewritten since does not hold them.`,
 		Example: "  governor chain verify\n  governor chain verify --seen yesterday.checkpoint",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -313,8 +313,32 @@ hold them.`,
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&seen, "seen", nil, "file with a checkpoint that was seen before; repeatable")
+	cmd.Flags().StringArrayVar(&seen, "seen", nil, "file with a checkpoint that \"governor chain checkpoint\" wrote before; repeatable")
 	return cmd
+}
+
+func chainCheckpointCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "checkpoint",
+		Short: "Write the ledger's newest signed checkpoint",
+		Long: `Write the ledger's newest signed checkpoint: the log's name, the number of entries and the root of their tree, as a
+signed note. Keep it somewhere else. "governor chain verify --seen FILE" then finds a ledger that was rewritten since.`,
+		Example: "  governor chain checkpoint > today.checkpoint\n  governor chain checkpoint --data /var/lib/handoff",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return reading(cmd, func(_ *place, r record) error {
+				checkpoint, err := r.Checkpoint()
+				if err != nil {
+					return err
+				}
+				out := cli.For(cmd)
+				if out.JSON {
+					return out.Value(map[string]string{"checkpoint": string(checkpoint)})
+				}
+				return out.Bytes(checkpoint)
+			})
+		},
+	}
 }
 
 func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {

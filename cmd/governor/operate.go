@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -159,13 +160,96 @@ then on, and whoever waits for a result is told.`,
 	return cmd
 }
 
+// waiting is a handoff, or its result, that waits for a person.
+type waiting struct {
+	Entry   uint64        `json:"entry"` // for "governor approve"
+	Session string        `json:"session"`
+	Handoff string        `json:"handoff"`
+	Stage   string        `json:"stage"` // offer | claim | result
+	From    string        `json:"from"`
+	To      string        `json:"to"`
+	Reasons []wire.Reason `json:"reasons,omitempty"`
+}
+
+func heldCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "held",
+		Short: "List what waits for a person, over all sessions, a line each",
+		Long: `List what waits for a person, over all sessions, oldest first: offers, claims and results that the policy holds. Answer
+each with "governor approve ENTRY", or with --deny.`,
+		Example: "  governor held\n  governor held --json",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return listHeld(cmd) },
+	}
+}
+
+func listHeld(cmd *cobra.Command) error {
+	return reading(cmd, func(p *place, r record) error {
+		sessions, err := unfinished(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
+		list := []waiting{}
+		for _, s := range sessions {
+			for _, h := range s.handoffs {
+				if h.Held != nil {
+					list = append(list, waiting{*h.Held, s.ID, h.ID, h.heldStage, h.From, h.To, h.Reasons})
+				}
+			}
+		}
+		slices.SortFunc(list, func(a, b waiting) int { return cmp.Compare(a.Entry, b.Entry) })
+		out := cli.For(cmd)
+		if out.JSON {
+			return out.Value(list)
+		}
+		rows := make([][]string, 0, len(list))
+		for _, w := range list {
+			var why []string
+			for _, r := range w.Reasons {
+				why = append(why, cli.ReasonText(r))
+			}
+			rows = append(rows, []string{
+				strconv.FormatUint(w.Entry, 10), w.Session, w.Handoff, w.Stage, p.short(w.From) + " → " + p.short(w.To),
+				strings.Join(why, "; "),
+			})
+		}
+		return out.Table(strings.Fields("ENTRY SESSION HANDOFF STAGE WHO WHY"), rows)
+	})
+}
+
+// unfinished reads the sessions in which something is unfinished. A running governor names them; else all are read.
+func unfinished(ctx context.Context, r record) ([]*session, error) {
+	running, ok := r.(*remote)
+	if !ok {
+		return readSessions(r)
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	known, err := running.Sessions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []*session
+	for _, k := range known {
+		if k.Open == 0 {
+			continue
+		}
+		s, err := readSession(r.Session(k.Session), k.Session)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
 func approveCommand() *cobra.Command {
 	var deny bool
 	cmd := &cobra.Command{
 		Use:   "approve ENTRY",
 		Short: "Approve a decision that is held, or turn it down",
-		Long: `Approve a decision that is held, or turn it down. ENTRY is the index of the decision in the ledger, as chain show
-writes it. The policy judges again with the approval in its input, and may still say no; then the exit code is 3.`,
+		Long: `Approve a decision that is held, or turn it down. ENTRY is the index of the decision in the ledger: "governor held"
+lists what waits. The policy judges again with the approval in its input, and may still say no; then the exit code is 3.`,
 		Example: "  governor approve 17\n  governor approve 17 --deny",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
