@@ -17,8 +17,9 @@ func run() int { return cli.Main(command()) }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "governor",
-		Short: "Stand between agents, and judge, narrow and record every handoff",
+		Use:     "governor",
+		Version: cli.Version(),
+		Short:   "Stand between agents, and judge, narrow and record every handoff",
 		Long: `Governor stands on the wire between AI agents. Every task that one hands to another is judged by the policy in
 force, gets a credential that is never wider than the one before, and is written down in a record that proves itself.
 

@@ -129,7 +129,7 @@ func TestChangedRecord(t *testing.T) {
 	verify := func(r record) (string, error) {
 		return written(t, func(cmd *cobra.Command) error { return p.verify(cmd, r, nil) })
 	}
-	if out, err := replay(r); err != nil || !strings.Contains(out, "4 decisions, 4 came out the same  same") {
+	if out, err := replay(r); err != nil || !strings.Contains(out, "4 answers of the policy compared with the record, 0 differ  same") {
 		t.Errorf("an honest record: %v\n%s", err, out)
 	}
 	if out, err := verify(r); err != nil || !strings.HasSuffix(out, "  verified\n") {

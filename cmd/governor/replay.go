@@ -421,7 +421,7 @@ func (p *place) showReplay(out *cli.Output, r *replayed) error {
 			err = errors.Join(err, p.showQuestion(out, d.question, "the "+d.What+" differs"),
 				out.Line("  - %s", d.Recorded), out.Line("  + %s", d.Now))
 		}
-		line := fmt.Sprintf("%d decisions, %d came out the same", r.Decisions, r.Same)
+		line := fmt.Sprintf("%d answers of the policy compared with the record, %d differ", r.Decisions-r.Skipped, r.Decisions-r.Skipped-r.Same)
 		if r.Skipped > 0 {
 			line += fmt.Sprintf(", %d were not compared (ended by the time limit, or without an input)", r.Skipped)
 		}
@@ -544,7 +544,7 @@ func (p *place) whatIf(cmd *cobra.Command, r record, dir string) error {
 			return err
 		}
 	}
-	return out.Line("%d decisions, %d would come out otherwise under %s", count, len(flips), bundle.Digest())
+	return out.Line("%d answers of the policy, %d would come out otherwise under %s", count, len(flips), bundle.Digest())
 }
 
 func (p *place) showFlip(out *cli.Output, f flip) error {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -58,6 +59,14 @@ var ErrShown = errors.New("failed; the output says why")
 
 // Default is an option's default: the environment variable's value, or fallback where it is empty.
 func Default(variable, fallback string) string { return cmp.Or(os.Getenv(variable), fallback) }
+
+// Version is that of the module which a program was built from; "(devel)" where nobody has said.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
 
 // ExitCode is what a program ends with after err.
 func ExitCode(err error) int {
