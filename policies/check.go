@@ -29,6 +29,7 @@ type TestReport struct {
 // TestResult is the outcome of one test rule.
 type TestResult struct {
 	Name   string // package and rule
+	At     string // where the rule is, as "labels_test.rego:12"
 	Passed bool
 	Err    error  // why it could not be run, if so
 	Output string // what it printed
@@ -95,8 +96,12 @@ func Test(ctx context.Context, fsys fs.FS) (TestReport, error) {
 		if r.Skip {
 			err = errors.New("skipped")
 		}
+		at := ""
+		if r.Location != nil {
+			at = fmt.Sprintf("%s:%d", r.Location.File, r.Location.Row)
+		}
 		report.Tests = append(report.Tests, TestResult{
-			Name: r.Package + "." + r.Name, Passed: r.Pass(), Err: err, Output: string(r.Output),
+			Name: r.Package + "." + r.Name, At: at, Passed: r.Pass(), Err: err, Output: string(r.Output),
 		})
 	}
 	slices.SortFunc(report.Tests, func(a, b TestResult) int { return cmp.Compare(a.Name, b.Name) })
@@ -106,6 +111,7 @@ func Test(ctx context.Context, fsys fs.FS) (TestReport, error) {
 		}
 	}
 	slices.Sort(report.Uncovered)
+	report.Uncovered = slices.Compact(report.Uncovered) // two places may be on one line
 	return report, nil
 }
 

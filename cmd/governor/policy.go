@@ -89,7 +89,7 @@ func initPolicy(cmd *cobra.Command, dir string) error {
 		return out.Value(map[string]string{"directory": dir})
 	}
 	return out.Text("the default bundle is in " + dir + "\nedit its data.json, see what that changes, and put it in force:\n  governor replay --policy " + dir + "\n  governor policy activate " + dir +
-		"\nits tests are for the data it came with: change them with it (governor policy test " + dir + ")\n")
+		"\nits tests assume the data it came with: change them with it (governor policy test " + dir + ")\n")
 }
 
 func testPolicy(cmd *cobra.Command, dir string) error {
@@ -108,13 +108,14 @@ func testPolicy(cmd *cobra.Command, dir string) error {
 	failed := 0
 	type result struct {
 		Name   string `json:"name"`
+		At     string `json:"at"`
 		Passed bool   `json:"passed"`
 		Error  string `json:"error,omitempty"`
 		Output string `json:"output,omitempty"`
 	}
 	results := []result{}
 	for _, t := range report.Tests {
-		r := result{Name: t.Name, Passed: t.Passed, Output: t.Output}
+		r := result{Name: t.Name, At: t.At, Passed: t.Passed, Output: t.Output}
 		if t.Err != nil {
 			r.Error = t.Err.Error()
 		}
@@ -132,7 +133,7 @@ func testPolicy(cmd *cobra.Command, dir string) error {
 	} else {
 		for _, r := range results {
 			if !r.Passed {
-				err = errors.Join(err, out.Ended("failed", "%s", r.Name), out.Text(r.Error+"\n"), out.Text(r.Output))
+				err = errors.Join(err, out.Ended("failed", "%s  %s", r.At, r.Name), out.Text(r.Error), out.Text(r.Output))
 			}
 		}
 		for _, at := range report.Uncovered {
