@@ -32,7 +32,6 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
   governor chain verify
   governor replay --policy ./stricter`,
 	}
-	root.PersistentPreRunE = cli.RefuseEmpty
 	root.PersistentFlags().String("data", cli.Default("HANDOFF_DATA", "./handoff-data"), "data directory of the governor; HANDOFF_DATA sets the default")
 	root.AddCommand(upCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), heldCommand(), approveCommand(),
 		policyCommand(), entryCommand(), healthCommand(), demo.Command(showEntries))

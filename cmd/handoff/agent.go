@@ -146,9 +146,6 @@ func whoAndWhere(cmd *cobra.Command) (address, socket string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	if who == "" && cmd.Flags().Changed("agent") {
-		return "", "", cli.Usagef("--agent is empty; name the agent")
-	}
 	if who == "" {
 		address, socket = os.Getenv("HANDOFF_URL"), os.Getenv(workloadapi.SocketEnv)
 		if address == "" || socket == "" {

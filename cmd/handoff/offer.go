@@ -132,8 +132,6 @@ func (o *offer) options(cmd *cobra.Command) ([]handoff.OfferOption, error) {
 		return nil, errNoGrant
 	case len(o.purpose) > wire.MaxPurpose:
 		return nil, cli.Usagef("--purpose has %d bytes; it may have %d", len(o.purpose), wire.MaxPurpose)
-	case o.contentType == "":
-		return nil, cli.Usagef("--content-type is empty; leave it out where the task is just bytes")
 	}
 	err = firstError(checkReceiver(o.to), checkTimes(cmd, "deadline", "lifetime"), checkTimeout(cmd), checkHops(cmd),
 		checkID("--id", o.id), checkID("--session", o.session), checkID("--handoff", o.under), checkLabels(o.labels),

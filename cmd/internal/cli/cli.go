@@ -121,6 +121,7 @@ func Main(root *cobra.Command) int {
 	root.PersistentFlags().Bool("json", false, "write JSON, for programs")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	root.SetHelpCommand(helpCommand())
+	root.PersistentPreRunE = refuseEmpty
 	var begun bool // whether the command line was understood
 	prepare(root, &begun)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -208,8 +209,8 @@ func prepare(cmd *cobra.Command, begun *bool) {
 	}
 }
 
-// RefuseEmpty refuses options that are given, and given nothing: what a script meant to name is not there.
-func RefuseEmpty(cmd *cobra.Command, _ []string) (err error) {
+// refuseEmpty refuses options that are given, and given nothing: what a script meant to name is not there.
+func refuseEmpty(cmd *cobra.Command, _ []string) (err error) {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		empty := f.Value.String() == ""
 		if list, ok := f.Value.(pflag.SliceValue); ok {
