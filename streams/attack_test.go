@@ -262,3 +262,49 @@ func TestATokenBesideACertificateGivesNothing(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// What an agent writes into headers is never taken for a word of the server: neither does it end the reading of offers
+// and results, nor is such a message passed over, nor does it come back to do so after a restart.
+func TestAttackWordsOfTheServer(t *testing.T) {
+	t.Parallel()
+	for _, h := range []nats.Header{
+		{"Status": {"409"}, "Description": {"Consumer Deleted"}},
+		{"Status": {"409"}, "Description": {"Leadership Change"}},
+		{"Status": {"400"}, "Description": {"Bad Request"}},
+		{"Status": {"100"}, "Description": {"Idle Heartbeat"}},
+		{"Status": {"503"}},
+		{"Status": {"404"}},
+		{"Status": {"408"}, "Nats-Pending-Messages": {"1000"}},
+		{"Nats-Pin-Id": {"x"}},
+		{"Nats-Consumer-Stalled": {"_INBOX.x"}, "Status": {"100"}},
+	} {
+		t.Run(fmt.Sprint(h), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			publish := func(of *client) {
+				t.Helper()
+				_, err := of.js.PublishMsg(t.Context(), &nats.Msg{Subject: wire.OfferSubject("s", "x"), Header: h})
+				check(t, err)
+			}
+			a, b := w.join("agent/a"), w.join("agent/b")
+			publish(a)
+			b.offer("s", "x", "innocent")
+			got := w.fetch(2)
+			if len(got) != 2 || string(got[1].Body) != "innocent" {
+				t.Fatalf("got %+v", got)
+			}
+			for _, in := range got {
+				check(t, in.Ack())
+			}
+			publish(a)
+			a.Close()
+			b.Close()
+			check(t, w.Close())
+			w.start()
+			w.join("agent/b").offer("s", "x", "innocent")
+			if got := w.fetch(2); string(got[1].Body) != "innocent" {
+				t.Errorf("after a restart, got %+v", got)
+			}
+		})
+	}
+}

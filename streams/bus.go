@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -27,15 +28,17 @@ type Bus struct {
 
 	// Reading, writing and answering have a connection each: a pipe has one reader and one writer, and a batch of
 	// large messages on one must not keep an answer waiting on another.
-	conns    []*nats.Conn
-	writer   jetstream.JetStream
-	inboxes  jetstream.Stream
-	answers  *nats.Conn
-	messages jetstream.MessagesContext
-	fetched  chan wire.Inbound
-	pumping  sync.WaitGroup
-	closing  chan struct{}
-	shut     func()
+	conns   []*nats.Conn
+	writer  jetstream.JetStream
+	inboxes jetstream.Stream
+	answers *nats.Conn
+	puller  *puller
+	fetched chan wire.Inbound
+	waiting atomic.Int64  // bytes in fetched
+	drained chan struct{} // has an item when something was taken from it
+	pumping sync.WaitGroup
+	closing chan struct{}
+	shut    func()
 }
 
 // newBus connects the governor and makes its streams, or brings older ones up to the limits of today.
@@ -44,7 +47,8 @@ func newBus(ctx context.Context, s *Server) (*Bus, error) {
 		limits:  s.limits,
 		log:     s.log,
 		shares:  shares{limit: s.limits.InboxShare, inboxes: map[string]*share{}},
-		fetched: make(chan wire.Inbound, 1024),
+		fetched: make(chan wire.Inbound, pullMessages),
+		drained: make(chan struct{}, 1),
 		closing: make(chan struct{}),
 	}
 	b.shut = sync.OnceFunc(func() { close(b.closing) })
@@ -92,13 +96,10 @@ func (b *Bus) open(ctx context.Context) (err error) {
 		!errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("removing the old consumer of %s: %w", streamIngress, err)
 	}
-	ingress, err := reader.CreateConsumer(ctx, streamIngress, ingressConsumer(b.limits))
-	if err != nil {
+	if _, err := reader.CreateConsumer(ctx, streamIngress, ingressConsumer(b.limits)); err != nil {
 		return fmt.Errorf("making the consumer of %s: %w", streamIngress, err)
 	}
-	// Bytes, not messages, bound what is read ahead: messages are from a hundred bytes to two MiB.
-	b.messages, err = ingress.Messages(jetstream.PullMaxMessagesWithBytesLimit(4096, 16<<20))
-	if err != nil {
+	if b.puller, err = newPuller(b.conns[0]); err != nil {
 		return fmt.Errorf("reading %s: %w", streamIngress, err)
 	}
 	b.pumping.Go(b.pump)
@@ -107,62 +108,10 @@ func (b *Bus) open(ctx context.Context) (err error) {
 
 func (b *Bus) close() {
 	b.shut()
-	if b.messages != nil {
-		b.messages.Stop()
-	}
 	b.pumping.Wait()
 	for _, conn := range b.conns {
 		conn.Close()
 	}
-}
-
-// pump moves messages from the ingress stream to those who fetch.
-func (b *Bus) pump() {
-	for {
-		msg, err := b.messages.Next()
-		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
-			return
-		}
-		if err != nil {
-			b.log.Warn("reading offers and results", "error", err)
-			select {
-			case <-b.closing:
-				return
-			case <-time.After(100 * time.Millisecond):
-				continue
-			}
-		}
-		in, err := inbound(msg)
-		if err != nil {
-			b.log.Error("message dropped", "error", err)
-			_ = msg.TermWithReason("not an ingress message")
-			continue
-		}
-		select {
-		case b.fetched <- in:
-		case <-b.closing:
-			return
-		}
-	}
-}
-
-func inbound(msg jetstream.Msg) (wire.Inbound, error) {
-	in, err := parseIngress(msg.Subject())
-	if err != nil {
-		return in, err
-	}
-	meta, err := msg.Metadata()
-	if err != nil {
-		return in, fmt.Errorf("message on %q: %w", msg.Subject(), err)
-	}
-	in.Header = msg.Headers()
-	in.Body = msg.Data()
-	in.Queued = meta.Timestamp
-	in.Deliveries = int(meta.NumDelivered)
-	in.Ack = msg.Ack
-	in.Retry = msg.NakWithDelay
-	in.Term = msg.TermWithReason
-	return in, nil
 }
 
 // Fetch returns up to max offers and results, oldest first: as soon as one is there, all that are there. With none
@@ -178,6 +127,15 @@ func (b *Bus) Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.In
 	select {
 	case first := <-b.fetched:
 		batch := append(make([]wire.Inbound, 0, min(max, len(b.fetched)+1)), first)
+		defer func() {
+			for _, in := range batch {
+				b.waiting.Add(-size(in))
+			}
+			select {
+			case b.drained <- struct{}{}:
+			default:
+			}
+		}()
 		for len(batch) < max {
 			select {
 			case in := <-b.fetched:

@@ -53,3 +53,6 @@ func TestingAckV2(name, reply string) string {
 	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(ackSubjects(name)[0], "*.*.*.*.*"))
 	return strings.TrimSuffix(ackSubjects(name)[1], ">") + numbers
 }
+
+// ReadAhead is how many bytes were read and not fetched.
+func (b *Bus) ReadAhead() int64 { return b.waiting.Load() }

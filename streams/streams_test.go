@@ -565,3 +565,30 @@ func TestStartRefuses(t *testing.T) {
 		}
 	}
 }
+
+// However many and however large, messages come in order and once, and no more are read ahead than there is room for.
+func TestManyAndLargeMessages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.join("agent/a")
+	const small, large = 5_000, 40
+	for i := range small {
+		_, err := a.js.PublishAsync(wire.OfferSubject("s", "b"), fmt.Append(nil, i))
+		check(t, err)
+	}
+	<-a.js.PublishAsyncComplete()
+	for i := range large {
+		_, err := a.js.Publish(t.Context(), wire.OfferSubject("s", "b"), fmt.Appendf(make([]byte, 1<<20), "%d", small+i))
+		check(t, err)
+	}
+	for i, in := range w.fetch(small + large) {
+		if got := strings.TrimLeft(string(in.Body), "\x00"); got != fmt.Sprint(i) || in.Deliveries != 1 {
+			t.Fatalf("message %d is %s, delivered %d times", i, got, in.Deliveries)
+		}
+		check(t, in.Ack())
+	}
+	w.nothing()
+	if ahead := w.Governor().ReadAhead(); ahead != 0 {
+		t.Errorf("%d bytes are counted as read ahead", ahead)
+	}
+}

@@ -53,6 +53,7 @@ const (
 	localOffer  = "handoff.offer.*.*"
 	localResult = "handoff.result.*"
 	localBusy   = "handoff.busy"
+	pullIngress = "$JS.API.CONSUMER.MSG.NEXT." + streamIngress + "." + consumerIngress
 	apiInfo     = "$JS.API.CONSUMER.INFO." + streamInbox + "."
 	apiNext     = "$JS.API.CONSUMER.MSG.NEXT." + streamInbox + "."
 	localInfo   = wire.InboxPrefix + ".CONSUMER.INFO." + streamInbox + "." + wire.InboxConsumer
