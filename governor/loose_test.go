@@ -110,7 +110,7 @@ func (w *loose) agent(short string) *agent {
 	return &agent{w: &world{t: w.t, d: &daemon.Daemon{Endpoint: w.endpoint}}, t: w.t, name: nameOf(w.t, short), key: newKey()}
 }
 
-func nameOf(t *testing.T, short string) string {
+func nameOf(t testing.TB, short string) string {
 	t.Helper()
 	n, err := identity.NameOf(spiffeid.RequireFromString("spiffe://handoff.local/agent/" + short))
 	if err != nil {
