@@ -2,10 +2,12 @@ package streams_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -306,5 +308,120 @@ func TestAttackWordsOfTheServer(t *testing.T) {
 				t.Errorf("after a restart, got %+v", got)
 			}
 		})
+	}
+}
+
+// Who invents receivers fills what all of them have together, and nothing else.
+func TestAttackInboxesOfNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *streams.Config) { c.Limits.InboxBytes, c.Limits.InboxShare = 16<<20, 4<<20 })
+	w.join("agent/b")
+	refused := 0
+	deliver := func(to string) error {
+		return w.Governor().Deliver(t.Context(), []wire.Outbound{{To: to, Body: make([]byte, 100<<10)}})
+	}
+	for i := range 100 {
+		if err := deliver(fmt.Sprint("nobody", i)); err != nil {
+			if refused++; !errors.Is(err, &wire.Error{Code: wire.CodeInboxFull}) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if refused < 50 || refused > 70 {
+		t.Errorf("%d of 100 were refused", refused)
+	}
+	check(t, deliver("b"))
+	check(t, w.Close())
+	w.start()
+	if err := deliver("nobody"); !errors.Is(err, &wire.Error{Code: wire.CodeInboxFull}) {
+		t.Errorf("after a restart: %v", err)
+	}
+	check(t, deliver("b"))
+	w.join("agent/nobody1")
+	check(t, deliver("nobody1"))
+}
+
+// A flood under one reply subject, timed so that its sender is silent when somebody is looked for, is nobody else's.
+func TestAttackFloodBlamedOnOthers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *streams.Config) { c.Limits.PendingAnswers = 50_000 })
+	w.serve(func(_ context.Context, req wire.Request) { _ = req.Respond([]byte("k")) })
+	calm, flood := w.join("agent/calm", nats.NoReconnect()), w.join("agent/flood", nats.NoReconnect())
+	ask := func() {
+		t.Helper()
+		if _, err := calm.Request(wire.SubjectKeys, nil, 5*time.Second); err != nil {
+			t.Fatalf("the calm one: %v", err)
+		}
+	}
+	owe := func(n int) {
+		for range n { // an ack of sequence 0 is never answered
+			check(t, flood.PublishRequest("$JS.ACK.INBOX.flood.1.0.1.1.0", "_INBOX.x", []byte("+ACK")))
+		}
+		_ = flood.Flush()
+	}
+	owe(45_000)
+	for range 60 {
+		ask()
+		time.Sleep(10 * time.Millisecond)
+	}
+	owe(10_000)
+	for end := time.Now().Add(5 * time.Second); !flood.IsClosed() && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		ask()
+	}
+	if !flood.IsClosed() {
+		t.Error("whoever floods is still there")
+	}
+	ask()
+}
+
+// Many small offers of others do not make one agent's share of the bytes larger.
+func TestAttackShareOfBytes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *streams.Config) { c.Limits.IngressBytes = 64 << 20 })
+	crowd, flood, calm := w.join("agent/crowd"), w.join("agent/flood"), w.join("agent/calm")
+	for range 5_000 {
+		_, err := crowd.js.PublishAsync(wire.OfferSubject("s", "b"), []byte("small"))
+		check(t, err)
+	}
+	<-crowd.js.PublishAsyncComplete()
+	body, stored := make([]byte, 1<<20), 0
+	for ; stored < 100; stored++ {
+		if _, err := flood.js.Publish(t.Context(), wire.OfferSubject("s", "b"), body); err != nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond) // the watch looks every 250 ms
+	}
+	if stored > 16+10 {
+		t.Errorf("one agent stored %d MiB of 64; a quarter is 16", stored)
+	}
+	if _, err := calm.js.Publish(t.Context(), wire.OfferSubject("s", "b"), body, jetstream.WithRetryAttempts(0)); err != nil {
+		t.Errorf("another agent's offer: %v", err)
+	}
+}
+
+// A connection that is judged again, because somebody was cut off meanwhile, does not count against itself.
+func TestJudgedAgainAtTheLimit(t *testing.T) {
+	t.Parallel()
+	var w *world
+	var calls atomic.Int64
+	w = newWorld(t, func(c *streams.Config) {
+		c.Limits.Connections = 1
+		judge := c.Authenticate
+		c.Authenticate = func(ctx context.Context, conn tls.ConnectionState, token string) (streams.Identity, error) {
+			if calls.Add(1) == 1 {
+				_ = w.Disconnect("somebody-else")
+			}
+			return judge(ctx, conn, token)
+		}
+	})
+	conn, err := w.dial("agent/a")
+	check(t, err)
+	defer conn.Close()
+	if calls.Load() != 2 {
+		t.Errorf("it was judged %d times", calls.Load())
+	}
+	if second, err := w.dial("agent/a"); err == nil {
+		second.Close()
+		t.Error("a second connection was let in")
 	}
 }

@@ -26,12 +26,13 @@ type Bus struct {
 	log    *slog.Logger
 	shares shares
 
-	// Reading, writing and answering have a connection each: a pipe has one reader and one writer, and a batch of
-	// large messages on one must not keep an answer waiting on another.
+	// Reading, writing, answering and telling have a connection each: a pipe has one reader and one writer, and neither
+	// large messages nor answers that go to many must keep a revocation waiting.
 	conns   []*nats.Conn
 	writer  jetstream.JetStream
 	inboxes jetstream.Stream
 	answers *nats.Conn
+	feed    *nats.Conn
 	puller  *puller
 	fetched chan wire.Inbound
 	waiting atomic.Int64  // bytes in fetched
@@ -46,13 +47,13 @@ func newBus(ctx context.Context, s *Server) (*Bus, error) {
 	b := &Bus{
 		limits:  s.limits,
 		log:     s.log,
-		shares:  shares{limit: s.limits.InboxShare, inboxes: map[string]*share{}},
+		shares:  shares{limit: s.limits.InboxShare, known: map[string]bool{}, inboxes: map[string]*share{}},
 		fetched: make(chan wire.Inbound, pullMessages),
 		drained: make(chan struct{}, 1),
 		closing: make(chan struct{}),
 	}
 	b.shut = sync.OnceFunc(func() { close(b.closing) })
-	for _, name := range []string{"governor-reader", "governor-writer", "governor-answers"} {
+	for _, name := range []string{"governor-reader", "governor-writer", "governor-answers", "governor-feed"} {
 		conn, err := s.connect(name)
 		if err != nil {
 			b.close()
@@ -68,7 +69,7 @@ func newBus(ctx context.Context, s *Server) (*Bus, error) {
 }
 
 func (b *Bus) open(ctx context.Context) (err error) {
-	b.answers = b.conns[2]
+	b.answers, b.feed = b.conns[2], b.conns[3]
 	if err := b.answerBusy(); err != nil {
 		return err
 	}
@@ -165,10 +166,10 @@ var stallWait = jetstream.WithStallWait(5 * time.Second)
 // must not take them from a sender.
 func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	failed := make(map[int]error)
-	acks := make([]jetstream.PubAckFuture, len(out))
+	acks, owners := make([]jetstream.PubAckFuture, len(out)), make([]string, len(out))
 	for i, o := range out {
 		var err error
-		if acks[i], err = b.put(ctx, o); err != nil {
+		if acks[i], owners[i], err = b.put(ctx, o); err != nil {
 			failed[i] = err
 		}
 	}
@@ -185,7 +186,7 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 		case <-b.closing:
 			failed[i] = errClosed
 		}
-		b.shares.settled(out[i].To)
+		b.shares.settled(owners[i])
 	}
 	if len(failed) > 0 {
 		return &wire.UndeliveredError{Failed: failed}
@@ -203,27 +204,22 @@ func (b *Bus) Stored(ctx context.Context) (uint64, error) {
 	return info.State.LastSeq, nil
 }
 
-// put publishes a message to an inbox that has room for it. It does not wait for the answer.
-func (b *Bus) put(ctx context.Context, o wire.Outbound) (jetstream.PubAckFuture, error) {
+// put publishes a message to an inbox that has room for it. It does not wait for the answer; owner is what is then settled.
+func (b *Bus) put(ctx context.Context, o wire.Outbound) (ack jetstream.PubAckFuture, owner string, err error) {
 	if err := checkName(o.To); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	subject := subjectInbox + o.To
-	err := b.shares.take(o.To, sizeOf(o), func() (uint64, error) {
-		info, err := b.inboxes.Info(ctx, jetstream.WithSubjectFilter(subject))
-		if err != nil {
-			return 0, fmt.Errorf("streams: looking into an inbox: %w", err)
-		}
-		return info.State.Subjects[subject], nil
+	owner, err = b.shares.take(o.To, sizeOf(o), func(owner string) (uint64, error) {
+		return b.shares.pending(ctx, b.inboxes, owner)
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	ack, err := b.writer.PublishMsgAsync(&nats.Msg{Subject: subject, Header: o.Header, Data: o.Body}, stallWait)
+	ack, err = b.writer.PublishMsgAsync(&nats.Msg{Subject: subjectInbox + o.To, Header: o.Header, Data: o.Body}, stallWait)
 	if err != nil {
-		b.shares.settled(o.To)
+		b.shares.settled(owner)
 	}
-	return ack, err
+	return ack, owner, err
 }
 
 const inboxFull = "the receiver's inbox is full: try later"
@@ -241,11 +237,11 @@ func (b *Bus) Receipt(agent string, body []byte) error {
 	if err := checkName(agent); err != nil {
 		return fmt.Errorf("streams: %w", err)
 	}
-	return b.answers.Publish(subjectReceipt+agent, body)
+	return b.feed.Publish(subjectReceipt+agent, body)
 }
 
 // Revoke publishes on the feed that guards follow.
-func (b *Bus) Revoke(body []byte) error { return b.answers.Publish(subjectRevoked, body) }
+func (b *Bus) Revoke(body []byte) error { return b.feed.Publish(subjectRevoked, body) }
 
 // Bounds of what the quarantine keeps of a message: with both, and the server's own headers, it stays below
 // wire.MaxPayload and below JetStream's limit of 64 KiB for all headers together.

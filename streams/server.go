@@ -47,14 +47,15 @@ type Identity struct {
 // Limits bound what identities can make the server hold. A zero field has the default that its comment names.
 type Limits struct {
 	Agents          int           // agents that ever connected: 10,000
-	Connections     int           // of one identity at a time: 64
-	Subscriptions   int           // of one connection: 1,000
+	Connections     int           // of one identity at a time: 32; with the next, it bounds how often one answer is sent
+	Subscriptions   int           // of one connection: 32
 	IngressBytes    int64         // offers and results that wait: 1 GiB; over it publishers get an error
 	IngressShare    int           // of those, messages of one agent: 10,000, and a quarter of IngressBytes
 	InFlight        int           // messages fetched and not yet settled: 16,384
 	AckWait         time.Duration // until a message fetched and not settled comes again: 30 s
 	InboxMessages   int64         // waiting for one agent: 10,000; over it Deliver answers inbox_full
-	InboxShare      int64         // bytes waiting for one agent: 64 MiB; over it the same. At least wire.MaxPayload
+	InboxShare      int64         // bytes waiting for one agent, or for all that never connected: 64 MiB; over it the same. At least wire.MaxPayload
+	InboxAge        time.Duration // after which what nobody takes is gone: 7 days
 	InboxBytes      int64         // waiting for all agents: 4 GiB
 	QuarantineBytes int64         // 256 MiB; the oldest go first
 	QuarantineAge   time.Duration // 30 days
@@ -66,14 +67,15 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	return Limits{
 		Agents:          cmp.Or(l.Agents, 10_000),
-		Connections:     cmp.Or(l.Connections, 64),
-		Subscriptions:   cmp.Or(l.Subscriptions, 1_000),
+		Connections:     cmp.Or(l.Connections, 32),
+		Subscriptions:   cmp.Or(l.Subscriptions, 32),
 		IngressBytes:    cmp.Or(l.IngressBytes, 1<<30),
 		IngressShare:    cmp.Or(l.IngressShare, 10_000),
 		InFlight:        cmp.Or(l.InFlight, 16_384),
 		AckWait:         cmp.Or(l.AckWait, 30*time.Second),
 		InboxMessages:   cmp.Or(l.InboxMessages, 10_000),
 		InboxShare:      max(cmp.Or(l.InboxShare, 64<<20), wire.MaxPayload),
+		InboxAge:        cmp.Or(l.InboxAge, 7*24*time.Hour),
 		InboxBytes:      cmp.Or(l.InboxBytes, 4<<30),
 		QuarantineBytes: cmp.Or(l.QuarantineBytes, 256<<20),
 		QuarantineAge:   cmp.Or(l.QuarantineAge, 30*24*time.Hour),
@@ -125,8 +127,8 @@ type Server struct {
 	// cuts counts Disconnects, so that none is overtaken by a connection that is just being judged.
 	cuts atomic.Uint64
 
-	// received is the watch's: messages at its last look, while there are too many answers owed. :: account name → count
-	received map[string]int64
+	samples    samples            // of watchAnswers
+	shortQueue map[string]traffic // what was sent when the queue was last short: of watchQueue
 
 	mu       sync.Mutex
 	accounts map[string]*account // :: account name → account
@@ -307,10 +309,10 @@ func (s authenticator) Check(c server.ClientAuthentication) bool {
 	if conn == nil {
 		return s.checkGovernor(c)
 	}
-	for {
+	for again := 0; ; again = 1 {
 		// A Disconnect that comes while this connection is judged might not find it yet: judge again.
 		cuts := s.cuts.Load()
-		id, err := s.admit(c, *conn)
+		id, err := s.admit(c, *conn, again)
 		if err != nil {
 			s.log.WarnContext(s.ctx, "connection refused", "remote", c.RemoteAddress(), "name", id.Name, "error", err)
 			return false
@@ -332,8 +334,8 @@ func (s authenticator) checkGovernor(c server.ClientAuthentication) bool {
 	return true
 }
 
-// admit authenticates a client and puts it into its account.
-func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionState) (Identity, error) {
+// admit authenticates a client and puts it into its account, where there may be so many connections of it already.
+func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionState, own int) (Identity, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, authTimeout)
 	defer cancel()
 	if c.Kind() != server.CLIENT {
@@ -363,7 +365,7 @@ func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionS
 
 	acc.registering.Lock()
 	defer acc.registering.Unlock()
-	if acc.nats.NumLocalConnections() >= s.limits.Connections {
+	if acc.nats.NumLocalConnections()-own >= s.limits.Connections {
 		return id, fmt.Errorf("already %d connections: close one", s.limits.Connections)
 	}
 	if until := acc.barredUntil(); s.config.Now().Before(until) {
@@ -444,6 +446,9 @@ func (b *Bus) ensureInbox(ctx context.Context, name string) error {
 	_, err := b.writer.CreateOrUpdateConsumer(ctx, streamInbox, inboxConsumer(b.limits, name))
 	if errors.Is(err, jetstream.ErrConsumerNameAlreadyInUse) {
 		return fmt.Errorf("another agent's inbox has that name: %w", err)
+	}
+	if err == nil {
+		b.shares.meet(name)
 	}
 	return err
 }

@@ -12,7 +12,7 @@ import (
 func TestShares(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const limit = 64 << 10
-		s := shares{limit: limit, inboxes: map[string]*share{}}
+		s := shares{limit: limit, known: map[string]bool{"a": true}, inboxes: map[string]*share{}}
 		var inbox, onTheWay []int64
 		total := func() (bytes int64) {
 			for _, size := range append(inbox[:len(inbox):len(inbox)], onTheWay...) {
@@ -30,7 +30,7 @@ func TestShares(t *testing.T) {
 				size := rapid.Int64Range(1, 40).Draw(t, "KiB")
 				meanwhile := rapid.IntRange(0, len(onTheWay)).Draw(t, "settled meanwhile")
 				before, all := total(), len(inbox)+len(onTheWay)
-				err := s.take("a", size, func() (uint64, error) {
+				_, err := s.take("a", size, func(string) (uint64, error) {
 					n := uint64(len(inbox))
 					for range meanwhile {
 						settle()
@@ -65,7 +65,7 @@ func TestShares(t *testing.T) {
 func TestShareThatCannotBeAskedFor(t *testing.T) {
 	s := shares{limit: 1 << 10, inboxes: map[string]*share{}}
 	gone := errors.New("gone")
-	if err := s.take("a", 2, func() (uint64, error) { return 0, gone }); !errors.Is(err, gone) {
+	if _, err := s.take("a", 2, func(string) (uint64, error) { return 0, gone }); !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}
 }

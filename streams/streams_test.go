@@ -211,6 +211,9 @@ func TestInboxesShareBytes(t *testing.T) {
 		}
 	}
 	full := &wire.Error{Code: wire.CodeInboxFull}
+	for _, name := range []string{"greedy", "small", "other"} {
+		w.join("agent/" + name)
+	}
 	for range 3 {
 		deliver("greedy", 600, nil)
 		deliver("small", 1, nil)

@@ -260,6 +260,7 @@ func streamConfigs(limits Limits) []jetstream.StreamConfig {
 		DiscardNewPerSubject: true,
 		MaxMsgsPerSubject:    limits.InboxMessages,
 		MaxBytes:             limits.InboxBytes,
+		MaxAge:               limits.InboxAge,
 		MaxMsgSize:           wire.MaxPayload,
 		MaxConsumers:         limits.Agents,
 		Duplicates:           100 * time.Millisecond,
@@ -295,7 +296,7 @@ func inboxConsumer(limits Limits, name string) jetstream.ConsumerConfig {
 		AckWait:           limits.AckWait,
 		MaxDeliver:        -1,
 		MaxAckPending:     int(limits.InboxMessages),
-		MaxWaiting:        512,
+		MaxWaiting:        2 * limits.Connections, // a pull may ask for a heartbeat every nanosecond, and gets hundreds a second
 		MaxRequestExpires: longestPull,
 	}
 }

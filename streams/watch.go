@@ -32,8 +32,8 @@ func (s *Server) watch() {
 	}
 }
 
-// watchQueue keeps one agent from filling the ingress queue: over its share, its offers and results are answered with
-// an error until half of the share is settled.
+// watchQueue keeps one agent from filling the ingress queue: over its share of messages or bytes, its offers and results
+// are answered with an error until half of the messages are settled, or the queue is short again.
 func (s *Server) watchQueue() {
 	ctx, cancel := context.WithTimeout(s.ctx, authTimeout)
 	defer cancel()
@@ -43,12 +43,12 @@ func (s *Server) watchQueue() {
 		return
 	}
 	state := stream.CachedInfo().State
-	share := uint64(s.limits.IngressShare)
-	if state.Msgs > 0 {
-		// With large messages the quarter of the bytes is the smaller share.
-		average := max(1, state.Bytes/state.Msgs)
-		share = min(share, max(1, uint64(s.limits.IngressBytes)/4/average))
+	heavy, err := s.heavySenders(state.Bytes)
+	if err != nil {
+		s.watchFailed("ingress queue", err)
+		return
 	}
+	share := uint64(s.limits.IngressShare)
 	queued := map[string]uint64{}
 	if state.Msgs > share/2 {
 		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjectIngress+">"))
@@ -68,7 +68,7 @@ func (s *Server) watchQueue() {
 		n := queued[acc.name]
 		acc.mu.Lock()
 		was := acc.throttled
-		acc.throttled = n > share || was && n > share/2
+		acc.throttled = n > share || heavy[acc] || was && n > share/2
 		now := acc.throttled
 		acc.mu.Unlock()
 		if now == was {
@@ -77,20 +77,73 @@ func (s *Server) watchQueue() {
 		if err := setThrottled(acc.nats, now); err != nil {
 			s.watchFailed("ingress queue", err)
 		}
-		s.log.WarnContext(s.ctx, "agent throttled", "name", acc.name, "on", now, "queued", n, "share", share)
+		s.log.WarnContext(s.ctx, "agent throttled", "name", acc.name, "on", now, "queued", n, "share", share, "bytes", heavy[acc])
 	}
+}
+
+// heavySenders are the accounts that have sent a quarter of what the queue holds since it was short. Nothing tells the
+// bytes of one agent in a stream; what it has sent is never less.
+func (s *Server) heavySenders(queued uint64) (map[*account]bool, error) {
+	quarter := s.limits.IngressBytes / 4
+	if int64(queued) <= quarter/4 {
+		s.shortQueue = nil
+		return nil, nil
+	}
+	sent, err := s.sent()
+	if err != nil {
+		return nil, err
+	}
+	if s.shortQueue == nil {
+		s.shortQueue = sent
+	}
+	heavy := map[*account]bool{}
+	for _, acc := range s.madeAccounts() {
+		key := accountName(acc.role, acc.name)
+		heavy[acc] = sent[key].bytes-s.shortQueue[key].bytes >= quarter-quarter/4
+	}
+	return heavy, nil
+}
+
+// traffic is what an account has sent, ever.
+type traffic struct{ messages, bytes int64 }
+
+func (s *Server) sent() (map[string]traffic, error) {
+	stats, err := s.nats.AccountStatz(&server.AccountStatzOptions{})
+	if err != nil {
+		return nil, err
+	}
+	sent := make(map[string]traffic, len(stats.Accounts))
+	for _, a := range stats.Accounts {
+		sent[a.Account] = traffic{a.Received.Msgs, a.Received.Bytes}
+	}
+	return sent, nil
+}
+
+// samples are what accounts had sent at two moments at least answerWithin apart. What is owed now was asked for since.
+type samples struct {
+	older, newer map[string]traffic
+	at           time.Time // of newer
 }
 
 // watchAnswers keeps one identity from filling the server's table of answers owed. Each entry stays until it is
 // answered or its time is out, so a client that asks without end and reads nothing grows it by tens of thousands a
 // second, at 600 B each. Over the limit the one to blame is cut off and barred for a minute.
 func (s *Server) watchAnswers() {
-	if s.gov.NumPendingAllResponses() <= s.limits.PendingAnswers {
-		s.received = nil
+	pending := s.gov.NumPendingAllResponses()
+	if pending <= s.limits.PendingAnswers/10 {
+		s.samples = samples{}
 		return
 	}
+	sent, err := s.sent()
+	if err != nil {
+		s.watchFailed("pending answers", err)
+		return
+	}
+	if now := time.Now(); s.samples.newer == nil || now.Sub(s.samples.at) > answerWithin {
+		s.samples = samples{older: s.samples.newer, newer: sent, at: now}
+	}
 	accounts := s.madeAccounts()
-	if len(accounts) == 0 {
+	if pending <= s.limits.PendingAnswers || len(accounts) == 0 {
 		return
 	}
 	// The server counts, for each account, the reply subjects under which answers are owed.
@@ -100,27 +153,18 @@ func (s *Server) watchAnswers() {
 		s.bar(most)
 		return
 	}
-	// Somebody uses one reply subject again and again, which no client library does. Between two looks that one sends
-	// most.
-	before := s.received
-	stats, err := s.nats.AccountStatz(&server.AccountStatzOptions{})
-	if err != nil {
-		s.watchFailed("pending answers", err)
-		return
-	}
-	s.received = make(map[string]int64, len(stats.Accounts))
-	for _, a := range stats.Accounts {
-		s.received[a.Account] = a.Received.Msgs
-	}
+	// Somebody uses one reply subject again and again, which no client library does. That one has sent most since, and
+	// enough to have done it: nobody is cut off on suspicion.
+	before := s.samples.older
 	if before == nil {
-		return
+		before = s.samples.newer
 	}
-	sent := func(acc *account) int64 {
+	since := func(acc *account) int64 {
 		key := accountName(acc.role, acc.name)
-		return s.received[key] - before[key]
+		return sent[key].messages - before[key].messages
 	}
-	most = slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(sent(a), sent(b)) })
-	if sent(most) > 0 {
+	most = slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(since(a), since(b)) })
+	if since(most) >= int64(s.limits.PendingAnswers)/10 {
 		s.bar(most)
 	}
 }
