@@ -91,8 +91,8 @@ func Load(fsys fs.FS) (*Bundle, error) {
 }
 
 // Parse reads the bytes that [Bundle.Bytes] wrote, or the tarball of `opa build` without signatures, plans or Wasm. A
-// .manifest is left out: its revision names nothing that can be checked. A file that is neither policy nor data is
-// refused, since whoever put it there expects it to count.
+// .manifest is left out, since its revision names nothing that can be checked, and so is what is hidden otherwise. A
+// file that is neither policy nor data is refused, since whoever put it there expects it to count.
 func Parse(data []byte) (*Bundle, error) {
 	b, err := parse(data)
 	if err != nil {
@@ -127,14 +127,16 @@ func parse(data []byte) (*Bundle, error) {
 		if h.Typeflag == tar.TypeDir {
 			continue
 		}
-		name := strings.TrimPrefix(strings.TrimPrefix(h.Name, "."), "/")
+		name := strings.TrimPrefix(strings.TrimPrefix(h.Name, "./"), "/")
 		switch {
 		case h.Typeflag != tar.TypeReg:
 			return nil, fmt.Errorf("%.80q is not a regular file", h.Name)
-		case name == ".manifest":
-			continue
 		case !fs.ValidPath(name):
 			return nil, fmt.Errorf("%.80q is not a path inside the bundle", h.Name)
+		case name == ".signatures.json":
+			return nil, errors.New("it is signed, and signatures are not checked here: build it without")
+		case slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return strings.HasPrefix(part, ".") }):
+			continue // OPA's .manifest, and whatever else is hidden, as in Load
 		case !isPolicyOrData(name):
 			return nil, fmt.Errorf("%.80q is neither policy (.rego) nor data (data.json, data.yaml)", h.Name)
 		case !isBundled(name):
@@ -227,7 +229,10 @@ func (b *Bundle) WithData(at string, value any) (*Bundle, error) {
 	return next, nil
 }
 
-var errTooMuch = fmt.Errorf("its files have more than %d bytes together", MaxBundleContent)
+var (
+	errTooMuch = fmt.Errorf("its files have more than %d bytes together", MaxBundleContent)
+	errTooMany = fmt.Errorf("it has more than %d files", MaxBundleFiles)
+)
 
 func isPolicyOrData(name string) bool {
 	switch path.Base(name) {
@@ -252,7 +257,7 @@ func (c *contents) add(name string, r io.Reader) error {
 		return fmt.Errorf("%.80q…: a path has at most %d bytes", name, MaxBundlePath)
 	}
 	if len(c.files)+len(c.data) == MaxBundleFiles {
-		return fmt.Errorf("it has more than %d files", MaxBundleFiles)
+		return errTooMany
 	}
 	content, err := io.ReadAll(io.LimitReader(r, int64(MaxBundleContent-c.size)+1))
 	if err != nil {
@@ -290,6 +295,17 @@ func (c *contents) bundle() (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What is accepted here must be readable again, as one archive: at the next start, for example.
+	size := len(data)
+	for _, f := range c.files {
+		size += len(f.Content)
+	}
+	if size > MaxBundleContent {
+		return nil, errTooMuch
+	}
+	if len(c.files)+1 > MaxBundleFiles { // with data.json
+		return nil, errTooMany
+	}
 	files := slices.SortedFunc(slices.Values(c.files), func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	for i := 1; i < len(files); i++ {
 		if files[i].Path == files[i-1].Path {
@@ -311,16 +327,80 @@ func (c *contents) bundle() (*Bundle, error) {
 func decodeData(f File) (map[string]any, error) {
 	content := f.Content
 	if path.Ext(f.Path) != ".json" {
-		var v map[string]any
-		if err := yaml.Unmarshal(content, &v); err != nil {
+		v, err := decodeYAML(content)
+		if err != nil {
 			return nil, err
 		}
-		var err error
 		if content, err = json.Marshal(v); err != nil {
 			return nil, err
 		}
 	}
 	return decodeObject(content)
+}
+
+// decodeYAML reads what JSON can say: one document, without aliases, which can make much of little, and with numbers as
+// they are written.
+func decodeYAML(content []byte) (any, error) {
+	var doc, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(content))
+	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, errors.New("it has more than one document, or something behind it; put each into a file of its own")
+	}
+	if len(doc.Content) != 1 {
+		return nil, errors.New("the data must be an object")
+	}
+	return yamlValue(doc.Content[0])
+}
+
+func yamlValue(n *yaml.Node) (any, error) {
+	refuse := func(why string) (any, error) { return nil, fmt.Errorf("line %d: %s", n.Line, why) }
+	switch n.Kind {
+	case yaml.MappingNode:
+		object := map[string]any{}
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i]
+			if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" {
+				return refuse("a name in an object must be a plain string; << and aliases are not read")
+			}
+			if _, twice := object[key.Value]; twice {
+				return refuse(fmt.Sprintf("%.80q is there twice", key.Value))
+			}
+			v, err := yamlValue(n.Content[i+1])
+			if err != nil {
+				return nil, err
+			}
+			object[key.Value] = v
+		}
+		return object, nil
+	case yaml.SequenceNode:
+		list := make([]any, len(n.Content))
+		for i, item := range n.Content {
+			var err error
+			if list[i], err = yamlValue(item); err != nil {
+				return nil, err
+			}
+		}
+		return list, nil
+	case yaml.ScalarNode:
+		switch n.ShortTag() {
+		case "!!null":
+			return nil, nil
+		case "!!bool":
+			var yes bool
+			err := n.Decode(&yes)
+			return yes, err
+		case "!!int", "!!float":
+			if number := jsontext.Value(n.Value); number.IsValid() && number.Kind() == '0' {
+				return number, nil
+			}
+			return refuse(fmt.Sprintf("write the number %.80q as JSON does, or in quotes", n.Value))
+		}
+		return n.Value, nil
+	}
+	return refuse("aliases are not read; write the value where it is meant")
 }
 
 // decodeObject keeps numbers as they were written: doubles would change long ones.

@@ -161,7 +161,7 @@ func TestLoadRefuses(t *testing.T) {
 		says  string
 	}{
 		"repeated member":  {fstest.MapFS{"data.json": {Data: []byte(`{"a":1,"a":2}`)}}, "duplicate"},
-		"repeated in YAML": {fstest.MapFS{"data.yaml": {Data: []byte("a: 1\na: 2\n")}}, "already defined"},
+		"repeated in YAML": {fstest.MapFS{"data.yaml": {Data: []byte("a: 1\na: 2\n")}}, "is there twice"},
 		"trailing data":    {fstest.MapFS{"data.json": {Data: []byte(`{} {}`)}}, "after"},
 		"no object":        {fstest.MapFS{"data.json": {Data: []byte(`[]`)}}, "must be an object"},
 		"conflict": {fstest.MapFS{"data.json": {Data: []byte(`{"a":{"b":1}}`)},
@@ -222,7 +222,7 @@ func TestParseRefuses(t *testing.T) {
 		"a link":      {archive(t, packed{"/a.rego", tar.TypeSymlink, ""}), "not a regular file"},
 		"a way out":   {archive(t, packed{"../a.rego", tar.TypeReg, ""}), "not a path inside"},
 		"the same":    {archive(t, packed{"/a.rego", tar.TypeReg, ""}, packed{"a.rego", tar.TypeReg, ""}), "twice"},
-		"a signature": {archive(t, packed{"/.signatures.json", tar.TypeReg, "{}"}), "neither policy"},
+		"a signature": {archive(t, packed{"/.signatures.json", tar.TypeReg, "{}"}), "signatures are not checked"},
 		"Wasm":        {archive(t, packed{"/policy.wasm", tar.TypeReg, ""}), "neither policy"},
 	} {
 		if _, err := Parse(c.data); err == nil || !strings.Contains(err.Error(), c.says) {
@@ -281,4 +281,88 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%v: %s, %s", err, b.Digest(), again.Digest())
 		}
 	})
+}
+
+// What is accepted can be read again, or it would keep the next start from happening.
+func TestAcceptedBundlesCanBeReadAgain(t *testing.T) {
+	decision := []byte("package handoff\ndecision := {\"effect\": \"allow\"}\n")
+	files := func(n int) fstest.MapFS {
+		all := fstest.MapFS{"policy.rego": {Data: decision}}
+		for i := range n - 1 {
+			all[fmt.Sprintf("f%d.rego", i)] = &fstest.MapFile{Data: []byte("package x")}
+		}
+		return all
+	}
+	filled := func(with int) fstest.MapFS {
+		return fstest.MapFS{"policy.rego": {Data: append(bytes.Repeat([]byte("#"), with-len(decision)-1), append([]byte("\n"), decision...)...)}}
+	}
+	for name, c := range map[string]struct {
+		files fstest.MapFS
+		ok    bool
+	}{
+		"as many files as there may be": {files(MaxBundleFiles - 1), true},
+		"one more":                      {files(MaxBundleFiles), false},
+		"as many bytes as there may be": {filled(MaxBundleContent - 2), true}, // and {}
+		"a byte more":                   {filled(MaxBundleContent - 1), false},
+		"YAML that grows":               {fstest.MapFS{"policy.rego": {Data: decision}, "data.yaml": {Data: []byte("x:\n" + strings.Repeat("- \n", 1<<21))}}, false},
+	} {
+		b, err := Load(c.files)
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			continue
+		}
+		if _, err := Parse(b.Bytes()); err != nil {
+			t.Errorf("%s: accepted, and cannot be read again: %v", name, err)
+		}
+		if larger, err := b.WithData("/home", "handoff.local"); err == nil {
+			if _, err := Parse(larger.Bytes()); err != nil {
+				t.Errorf("%s: with more data accepted, and cannot be read again: %v", name, err)
+			}
+		}
+	}
+}
+
+// YAML says what JSON can say, and nothing is dropped, rounded or multiplied.
+func TestYAML(t *testing.T) {
+	load := func(text string) (string, error) {
+		b, err := Load(fstest.MapFS{"policy.rego": {Data: []byte("package handoff")}, "data.yaml": {Data: []byte(text)}})
+		if err != nil {
+			return "", err
+		}
+		for _, f := range b.Files() {
+			if f.Path == "data.json" {
+				return string(f.Content), nil
+			}
+		}
+		return "", nil
+	}
+	got, err := load("a: 12345678901234567890123\nb: 2026-11-26\nc: [1.50, true, ~, \"0x10\", no]\n1: {}\n")
+	if want := `{"1":{},"a":12345678901234567890123,"b":"2026-11-26","c":[1.50,true,null,"0x10","no"]}`; got != want || err != nil {
+		t.Errorf("got %s, %v, want %s", got, err, want)
+	}
+	for text, want := range map[string]string{
+		"a: 1\n---\nb: 2\n":            "more than one document",
+		"a: &x [1]\nb: *x\n":           "aliases",
+		"a: &x {c: 1}\nb:\n  <<: *x\n": "<<",
+		"a: 0x10\n":                    "as JSON does",
+		"a: .inf\n":                    "as JSON does",
+		"? [a]\n: 1\n":                 "plain string",
+		"":                             "must be an object",
+		"- a\n":                        "must be an object",
+	} {
+		if got, err := load(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %s, %v, want %q", text, got, err, want)
+		}
+	}
+}
+
+func TestHiddenFilesOfAnArchive(t *testing.T) {
+	for _, name := range []string{".manifest", "/.manifest", "./.manifest", ".a.rego", "x/.git/b.rego"} {
+		b, err := Parse(archive(t, packed{name, tar.TypeReg, "{}"}, packed{"a.rego", tar.TypeReg, "package a"}))
+		if err != nil || len(b.Files()) != 2 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
