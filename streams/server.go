@@ -169,7 +169,7 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streams: Listen: port %q: %w", portText, err)
 	}
-	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(config.Dir, 0o700), os.Chmod(config.Dir, 0o700)); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)
 	}
 

@@ -156,6 +156,11 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
+	if info, err := os.Stat(cfg.Dir); err != nil {
+		return nil, err
+	} else if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("others can write into %s, and so put keys and a record of their own there: chmod 700 it, or name another directory", cfg.Dir)
+	}
 	d := &Daemon{done: make(chan struct{})}
 	if err := d.name(cfg); err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
@@ -68,6 +69,75 @@ func TestDataDirectory(t *testing.T) {
 	}
 	if again.Endpoint.LogKey != d.Endpoint.LogKey || again.Endpoint.IssuerKey != d.Endpoint.IssuerKey {
 		t.Error("a restart has other keys")
+	}
+}
+
+// Of several first starts at once in one directory, the one that runs has the keys that are kept.
+func TestFirstStartsAtOnce(t *testing.T) {
+	for range 3 {
+		dir := t.TempDir()
+		var all sync.WaitGroup
+		started := make(chan *daemon.Daemon, 4)
+		for range cap(started) {
+			all.Go(func() {
+				if d, err := start(t, daemon.Config{Dir: dir}); err == nil {
+					started <- d
+				}
+			})
+		}
+		all.Wait()
+		close(started)
+		d, one := <-started
+		if _, two := <-started; !one || two {
+			t.Fatalf("one started: %v, another: %v", one, two)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again, err := start(t, daemon.Config{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.Endpoint.LogKey != d.Endpoint.LogKey || again.Endpoint.IssuerKey != d.Endpoint.IssuerKey {
+			t.Error("the daemon that ran signed with keys that are lost")
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Directories that were there before are closed to others, and a data directory that others can write is refused.
+func TestDirectoriesOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	for _, sub := range []string{"keys", "streams", "ca"} {
+		sub = filepath.Join(dir, sub)
+		if err := errors.Join(os.Mkdir(sub, 0o700), os.Chmod(sub, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, mode := range []fs.FileMode{0o777, 0o770, 0o702} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := start(t, daemon.Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), "chmod 700") {
+			t.Errorf("mode %v: %v", mode, err)
+		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := start(t, daemon.Config{Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []string{"keys", "streams", "ca"} {
+		info, err := os.Stat(filepath.Join(dir, sub))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o700 {
+			t.Errorf("%s has mode %v", sub, info.Mode().Perm())
+		}
 	}
 }
 

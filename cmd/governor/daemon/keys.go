@@ -40,8 +40,10 @@ func loadKeys(dir, logName string) (keys, error) {
 	err := os.Mkdir(dir, 0o700)
 	if err == nil {
 		err = syncDir(home)
+	} else if errors.Is(err, os.ErrExist) {
+		err = os.Chmod(dir, 0o700)
 	}
-	if err != nil && !errors.Is(err, os.ErrExist) {
+	if err != nil {
 		return k, err
 	}
 	if k.governor, err = loadKey(filepath.Join(dir, governorFile)); err != nil {
@@ -57,8 +59,9 @@ func loadKeys(dir, logName string) (keys, error) {
 		if signer, verifier, err = note.GenerateKey(rand.Reader, logName); err != nil {
 			return k, err
 		}
-		raw = []byte(signer + "\n" + verifier + "\n")
-		err = replaceFile(file, raw)
+		if err = createFile(file, []byte(signer+"\n"+verifier+"\n")); err == nil || errors.Is(err, os.ErrExist) {
+			raw, err = readPrivate(file)
+		}
 	}
 	if err != nil {
 		return k, err
@@ -82,7 +85,11 @@ func loadKey(file string) (ed25519.PrivateKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		return key, replaceFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		err = createFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		if errors.Is(err, os.ErrExist) {
+			return loadKey(file)
+		}
+		return key, err
 	}
 	if err != nil {
 		return nil, err
@@ -115,7 +122,20 @@ func readPrivate(file string) ([]byte, error) {
 }
 
 // replaceFile writes a file whole or not at all, with mode 0600. Once it returns, the file is there whatever happens.
-func replaceFile(file string, content []byte) (err error) {
+func replaceFile(file string, content []byte) error { return placeFile(file, content, os.Rename) }
+
+// createFile is replaceFile, but that it fails with os.ErrExist where there is a file: two first starts at once must not
+// end with a daemon whose keys are lost.
+func createFile(file string, content []byte) error {
+	return placeFile(file, content, func(from, to string) error {
+		if err := os.Link(from, to); err != nil {
+			return err
+		}
+		return os.Remove(from)
+	})
+}
+
+func placeFile(file string, content []byte, place func(from, to string) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
 		return err
@@ -131,7 +151,7 @@ func replaceFile(file string, content []byte) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), file); err != nil {
+	if err = place(f.Name(), file); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(file))
