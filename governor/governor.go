@@ -35,9 +35,9 @@ type Config struct {
 
 	// KnownAgent tells whether a name may be handed to at all. Nil: every valid name.
 	KnownAgent func(name string) bool
-	// MaxOpen is how many handoffs may be open for one receiver, half of them from one sender. 0: 10,000.
+	// MaxOpen is how many handoffs may be open for one receiver, half of them from one sender. 0: DefaultMaxOpen.
 	MaxOpen int
-	// MaxSessions is how many sessions one agent may have open. 0: 1,000.
+	// MaxSessions is how many sessions one agent may have open. 0: DefaultMaxSessions.
 	MaxSessions int
 	// Heartbeat of the revocation feed, and of what only time brings about. 0: one second.
 	Heartbeat time.Duration
@@ -46,6 +46,12 @@ type Config struct {
 	// Logger gets what an operator must know. Nil: nowhere.
 	Logger *slog.Logger
 }
+
+// What a [Config] has where it says nothing.
+const (
+	DefaultMaxOpen     = 10_000
+	DefaultMaxSessions = 1000
+)
 
 // Governor runs the path. Make one with [New], and run it once.
 type Governor struct {
@@ -89,10 +95,10 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		cfg.KnownAgent = func(string) bool { return true }
 	}
 	if cfg.MaxOpen == 0 {
-		cfg.MaxOpen = 10_000
+		cfg.MaxOpen = DefaultMaxOpen
 	}
 	if cfg.MaxSessions == 0 {
-		cfg.MaxSessions = 1000
+		cfg.MaxSessions = DefaultMaxSessions
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second

@@ -254,7 +254,7 @@ func (g *Governor) verifyOpen(r wire.Request) (wire.OpenRequest, *wire.Error) {
 		return request, wire.Refuse(wire.CodeMalformed, "ttl must be 1 to 86400 seconds")
 	case request.MaxHops < 0 || request.MaxHops > wire.MaxHops:
 		return request, wire.Refuse(wire.CodeMalformed, "max_hops must be 0 to 16")
-	case len(request.Tools) > profileTools:
+	case len(request.Tools) > wire.MaxTools:
 		return request, wire.Refuse(wire.CodeTooLarge, "at most 256 tools")
 	case request.Budget != nil && request.Budget.Handoffs < 0:
 		return request, wire.Refuse(wire.CodeMalformed, "a budget cannot be negative")
@@ -262,7 +262,7 @@ func (g *Governor) verifyOpen(r wire.Request) (wire.OpenRequest, *wire.Error) {
 		return request, wire.Refuse(wire.CodeForbidden, "a workload can only be principal of its own sessions")
 	case request.Principal.Kind != wire.PrincipalWorkload && request.Principal.Kind != wire.PrincipalHuman:
 		return request, wire.Refuse(wire.CodeMalformed, "principal.kind must be human or workload")
-	case request.Principal.Name == "" || len(request.Principal.Name) > 256:
+	case request.Principal.Name == "" || len(request.Principal.Name) > wire.MaxPerson:
 		return request, wire.Refuse(wire.CodeMalformed, "principal.name must have 1 to 256 bytes")
 	}
 	if _, refusal := g.holderKey(request.JWK); refusal != nil {
@@ -270,9 +270,6 @@ func (g *Governor) verifyOpen(r wire.Request) (wire.OpenRequest, *wire.Error) {
 	}
 	return request, g.verifySessionProof(request.JWK, request.Proof, r)
 }
-
-// profileTools is the most tools a link may have under the governor profile.
-const profileTools = 256
 
 // verifySessionProof checks that the holder of jwk signed this very request.
 func (g *Governor) verifySessionProof(jwk aat.JWK, token string, r wire.Request) *wire.Error {

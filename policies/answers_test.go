@@ -98,6 +98,29 @@ func TestRememberedAnswersAreExact(t *testing.T) {
 	t.Logf("%d answers inherited, %d different", inherited, len(answers))
 }
 
+// An answer is of the policies that gave it: under others it is asked again, though the data is the same.
+func TestOtherPoliciesInheritNothing(t *testing.T) {
+	const short, long = "package handoff\ndecision := {\"effect\": \"allow\", \"ttl\": 1}", "package handoff\ndecision := {\"effect\": \"allow\", \"ttl\": 2}"
+	store, err := NewStore(bundleOf(t, long, `{}`), Config{Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, rego := range []string{long, short, long, short + "\n"} {
+		if err := store.Activate(bundleOf(t, rego, fmt.Sprintf(`{"n":%d}`, i))); err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := Compile(bundleOf(t, rego, `{}`), Config{Timeout: 5 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, errGot := store.Current().Evaluate(t.Context(), "decision", []byte(`{}`))
+		want, errWant := fresh.Evaluate(t.Context(), "decision", []byte(`{}`))
+		if !bytes.Equal(got, want) || errGot != nil || errWant != nil {
+			t.Errorf("%s: %s, %v; want %s, %v", rego, got, errGot, want, errWant)
+		}
+	}
+}
+
 func TestMemoryIsBounded(t *testing.T) {
 	const limit = 64 << 10
 	s, err := Compile(Default(), Config{Timeout: 5 * time.Second, Remember: limit})

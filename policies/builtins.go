@@ -25,7 +25,7 @@ func Engine() string { return "opa " + version.Version + ", handoff " + builtins
 // builtinNames is every OPA builtin that a bundle may call, one a line. It is a list of what is allowed, so that an
 // upgrade of OPA adds nothing unseen. Left out is what reads a clock, the network, a random source, the process or the
 // policy itself (time, net, http, rand, uuid, opa, rego, io.jwt, crypto.x509, json.*_schema); what is deprecated; and
-// what makes a small number into a large value (numbers.range, bits.lsh).
+// what makes large values of small ones (numbers.range, bits.lsh, graph.reachable_paths).
 //
 //go:embed builtins.txt
 var builtinNames string

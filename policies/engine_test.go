@@ -238,6 +238,7 @@ func TestCompileRefuses(t *testing.T) {
 		"names":            {"package handoff\ndecision := net.lookup_ip_addr(\"x\")", `{}`, "net.lookup_ip_addr"},
 		"process":          {"package handoff\ndecision := opa.runtime()", `{}`, "opa.runtime"},
 		"certificates":     {"package handoff\ndecision := crypto.x509.parse_certificates(\"x\")", `{}`, "crypto.x509"},
+		"many paths":       {"package handoff\ndecision := graph.reachable_paths({\"a\": [\"b\"], \"b\": []}, [\"a\"])", `{}`, "graph.reachable_paths"},
 		"big ranges":       {"package handoff\ndecision := numbers.range(1, 1000000000)", `{}`, "numbers.range"},
 		"recursion":        {"package handoff\ndecision := decision", `{}`, "rego_recursion_error"},
 		"unused variable":  {"package handoff\ndecision := true if { x := 1 }", `{}`, "unused"},
@@ -248,6 +249,8 @@ func TestCompileRefuses(t *testing.T) {
 		"problems fail":    {"package handoff\ndecision := true\nproblems contains \"x\" if 1 / data.zero == 1", `{"zero":0}`, "problems"},
 		"problems mistype": {"package handoff\ndecision := true\nproblems := true", `{}`, "set of sentences"},
 		"labels mistyped":  {"package handoff\ndecision := true", `{"tools":{"t":{"labels":"pii"}}}`, "must be an array"},
+		"no label":         {"package handoff\ndecision := true", `{"tools":{"t":{"labels":[""]}}}`, "1 to 128 bytes"},
+		"long label":       {"package handoff\ndecision := true", `{"tools":{"t":{"labels":["` + strings.Repeat("x", wire.MaxLabel+1) + `"]}}}`, "1 to 128 bytes"},
 		"huge number":      {"package handoff\ndecision := true", `{"n":1e999999}`, "out of range"},
 	} {
 		_, err := Compile(bundleOf(t, c.rego, c.data), Config{})
@@ -257,6 +260,20 @@ func TestCompileRefuses(t *testing.T) {
 	}
 	if _, err := Compile(Default(), Config{Timeout: -1}); err == nil {
 		t.Error("a negative timeout is accepted")
+	}
+}
+
+// What is asked at compilation is no entry point: an answer of it would pass for a decision.
+func TestProblemsAreNoEntryPoint(t *testing.T) {
+	s, err := Compile(bundleOf(t, "package handoff\ndecision := {\"effect\": \"deny\"}\nproblems contains \"none\" if data.some", `{}`), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Has("problems") {
+		t.Error("problems is one")
+	}
+	if _, err := s.Evaluate(t.Context(), "problems", []byte(`{}`)); !errors.Is(err, &wire.Error{Code: wire.CodePolicyUndefined}) {
+		t.Errorf("asked: %v", err)
 	}
 }
 

@@ -64,7 +64,8 @@ type Limits struct {
 	PendingAnswers  int           // answers owed to all identities before who asks most is cut off: 200,000
 }
 
-func (l Limits) withDefaults() Limits {
+// WithDefaults returns the limits that a [Server] holds to when it is given l.
+func (l Limits) WithDefaults() Limits {
 	return Limits{
 		Agents:          cmp.Or(l.Agents, 10_000),
 		Connections:     cmp.Or(l.Connections, 32),
@@ -160,7 +161,7 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	limits := config.Limits.withDefaults()
+	limits := config.Limits.WithDefaults()
 	host, portText, err := net.SplitHostPort(config.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("streams: Listen: %w", err)

@@ -364,6 +364,32 @@ func TestFloodOfOffersIsThrottledAndLeavesOthersServed(t *testing.T) {
 	}
 }
 
+// A full queue refuses the new and loses nothing of the old.
+func TestFullQueueKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *streams.Config) { c.Limits.IngressBytes = 4 << 20 })
+	body := bytes.Repeat([]byte("x"), 100<<10)
+	var stored []string
+	for i := range 6 {
+		agent := w.join(fmt.Sprintf("agent/%c", 'a'+i))
+		for n := 0; n < 10; n++ { // a quarter of the queue, nearly
+			to := fmt.Sprintf("%c%d", 'a'+i, n)
+			if _, err := agent.js.Publish(t.Context(), wire.OfferSubject("s", to), body); err == nil {
+				stored = append(stored, to)
+			}
+		}
+	}
+	if len(stored) < 35 || len(stored) > 45 {
+		t.Fatalf("%d of 60 messages are stored, which is not until 4 MiB were full", len(stored))
+	}
+	for i, in := range w.fetch(len(stored)) {
+		if in.To != stored[i] || !bytes.Equal(in.Body, body) {
+			t.Fatalf("message %d is to %s with %d bytes, want the one to %s", i, in.To, len(in.Body), stored[i])
+		}
+		check(t, in.Ack())
+	}
+}
+
 func TestFloodOfPullsIsCutOff(t *testing.T) {
 	t.Parallel()
 	for name, reply := range map[string]func(n int) string{

@@ -114,20 +114,23 @@ const (
 
 // Limits of the wire, in bytes unless they say otherwise.
 const (
-	MaxBody       = 1 << 20   // a task's or a result's bytes
-	MaxPayload    = 2 << 20   // a NATS message with its headers
-	MaxRequest    = 64 << 10  // the body of a claim, or of a request about a session
-	MaxToken      = 60 << 10  // one link: JetStream allows 64 KiB for all headers of a message together
-	MaxChain      = 256 << 10 // all links of a chain together
-	SaltSize      = 32        // before base64url
-	MaxClaimIDs   = 64        // IDs in one claim request
-	MaxLabels     = 64        // labels of one handoff
-	MaxLabel      = 128       // one label
-	MaxPurpose    = 4 << 10   // purpose or objective
-	IDWindow      = 10 * 60   // seconds an unseen ID's time may differ from the governor's clock
-	ProofLifetime = 60        // seconds between a proof's iat and exp, at the most
-	Lease         = 30        // seconds a claim protects its process from take-over
-	MaxHops       = 16        // hops of a session: an AAT chain of depth 32
+	MaxBody        = 1 << 20   // a task's or a result's bytes
+	MaxPayload     = 2 << 20   // a NATS message with its headers
+	MaxRequest     = 64 << 10  // the body of a claim, or of a request about a session
+	MaxToken       = 60 << 10  // one link: JetStream allows 64 KiB for all headers of a message together
+	MaxChain       = 256 << 10 // all links of a chain together
+	SaltSize       = 32        // before base64url
+	MaxClaimIDs    = 64        // IDs in one claim request
+	MaxTools       = 256       // tools of one link
+	MaxConstraints = 1024      // constraints of one link, those within all and any among them
+	MaxPerson      = 256       // name of a principal
+	MaxLabels      = 64        // labels of one handoff
+	MaxLabel       = 128       // one label
+	MaxPurpose     = 4 << 10   // purpose or objective
+	IDWindow       = 10 * 60   // seconds an unseen ID's time may differ from the governor's clock
+	ProofLifetime  = 60        // seconds between a proof's iat and exp, at the most
+	Lease          = 30        // seconds a claim protects its process from take-over
+	MaxHops        = 16        // hops of a session: an AAT chain of depth 32
 )
 
 // CanonicalHeader returns the known header that name equals but for case, or name itself.

@@ -29,9 +29,6 @@ import (
 const ClaimName = "handoff"
 
 const (
-	maxTools = 256
-	// maxConstraints bounds what it costs to compare two links: a token has room for half as many again, at twice the cost.
-	maxConstraints = 1024
 	// maxName bounds an agent's name in bytes; identity says what is in one.
 	maxName = 180
 	hashLen = 32
@@ -107,11 +104,12 @@ func (p *Profile) link(parent *Link, l *aat.Link) (*Link, error) {
 	if err := p.holder(l, issuer.Claims.Issuer); err != nil {
 		return nil, err
 	}
-	if n := len(l.Claims.Tools); n > maxTools {
-		return nil, refuse(wire.CodeProfile, l, "%d tools, at most %d are accepted", n, maxTools)
+	if n := len(l.Claims.Tools); n > wire.MaxTools {
+		return nil, refuse(wire.CodeProfile, l, "%d tools, at most %d are accepted", n, wire.MaxTools)
 	}
-	if n := l.Claims.Tools.Constraints(); n > maxConstraints {
-		return nil, refuse(wire.CodeProfile, l, "%d constraints, at most %d are accepted", n, maxConstraints)
+	// A token has room for half as many again, and to compare them would cost twice as much.
+	if n := l.Claims.Tools.Constraints(); n > wire.MaxConstraints {
+		return nil, refuse(wire.CodeProfile, l, "%d constraints, at most %d are accepted", n, wire.MaxConstraints)
 	}
 	if !IsID(l.Claims.ID) {
 		return nil, refuse(wire.CodeProfile, l, "jti must be a lower-case UUIDv7")
