@@ -103,7 +103,7 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 	case wire.VerbHealth:
 		return g.health()
 	case wire.VerbSessionList:
-		return g.sessionList(ctx)
+		return g.sessionList(ctx, q.Session)
 	case wire.VerbSessionClose:
 		return g.closeAs(ctx, q.Session, r.Sender, q.Reason)
 	case wire.VerbChainEntries:
@@ -151,25 +151,34 @@ func (g *Governor) health() wire.OperatorResponse {
 	}}
 }
 
-// sessionList takes its turn, as every answer does that tells how sessions stand: what is not on record has not happened.
-func (g *Governor) sessionList(ctx context.Context) any {
-	var out []wire.SessionStatus
+// sessionList is a page of sessions, the newest first: those before one, or all. It takes its turn, as every answer does
+// that tells how sessions stand: what is not on record has not happened.
+func (g *Governor) sessionList(ctx context.Context, before string) any {
+	var out wire.OperatorResponse
 	err := g.do(ctx, func(b *batch) error {
-		out = make([]wire.SessionStatus, 0, len(b.st.sessions))
-		for _, s := range b.st.sessions {
-			out = append(out, s.status(b.seconds()))
+		ids := make([]string, 0, len(b.st.sessions))
+		for id := range b.st.sessions {
+			if before == "" || id < before {
+				ids = append(ids, id)
+			}
+		}
+		slices.Sort(ids)
+		slices.Reverse(ids)
+		out.More = len(ids) > sessionsPage
+		for _, id := range ids[:min(len(ids), sessionsPage)] {
+			out.Sessions = append(out.Sessions, b.st.sessions[id].status(b.seconds()))
 		}
 		return nil
 	})
 	if err != nil {
 		return refused(unavailable(err))
 	}
-	slices.SortFunc(out, func(a, b wire.SessionStatus) int { return strings.Compare(b.Session, a.Session) })
-	return wire.OperatorResponse{Sessions: out[:min(len(out), maxListed)]}
+	return out
 }
 
-// maxListed keeps an answer within a message.
-const maxListed = 1000
+// sessionsPage keeps a page of sessions within a message, though each of them has a name of [wire.MaxPerson] bytes that
+// JSON must escape.
+const sessionsPage = 500
 
 // entriesPage keeps a page of entries within a message.
 const entriesPage = wire.MaxPayload / 2

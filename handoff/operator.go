@@ -69,14 +69,28 @@ func (o *Operator) Health(ctx context.Context) (*wire.Health, error) {
 	return a.Health, nil
 }
 
-// Sessions lists the newest sessions that the governor still knows without its ledger, up to a thousand, newest first:
-// those that are open, and those that are over and would not have expired yet.
-func (o *Operator) Sessions(ctx context.Context) ([]wire.SessionStatus, error) {
-	a, err := o.ask(ctx, wire.VerbSessionList, wire.OperatorRequest{})
-	if err != nil {
-		return nil, err
+// Sessions are all that the governor still knows without its ledger, newest first: those that are open, and those that are
+// over and would not have expired yet.
+func (o *Operator) Sessions(ctx context.Context) iter.Seq2[wire.SessionStatus, error] {
+	return func(yield func(wire.SessionStatus, error) bool) {
+		before := ""
+		for {
+			a, err := o.ask(ctx, wire.VerbSessionList, wire.OperatorRequest{Session: before})
+			if err != nil {
+				yield(wire.SessionStatus{}, err)
+				return
+			}
+			for _, s := range a.Sessions {
+				if !yield(s, nil) {
+					return
+				}
+			}
+			if !a.More || len(a.Sessions) == 0 {
+				return
+			}
+			before = a.Sessions[len(a.Sessions)-1].Session
+		}
 	}
-	return a.Sessions, nil
 }
 
 // CloseSession ends a session and revokes everything under it. Closing one that is over is no error.

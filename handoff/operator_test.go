@@ -3,6 +3,8 @@ package handoff_test
 import (
 	"bytes"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,7 +45,10 @@ func TestOperator(t *testing.T) {
 	if health.Entries != 4 || health.Sessions != 1 || health.Handoffs != 1 {
 		t.Errorf("the health is %+v", health)
 	}
-	sessions := must(o.Sessions(w.ctx()))(t)
+	var sessions []wire.SessionStatus
+	for s, err := range o.Sessions(w.ctx()) {
+		sessions = append(sessions, must(s, err)(t))
+	}
 	if len(sessions) != 1 || sessions[0].Session != session.Session() || sessions[0].State != "open" {
 		t.Errorf("the sessions are %+v", sessions)
 	}
@@ -150,5 +155,35 @@ func TestPeekUnrecorded(t *testing.T) {
 	list := must(a.Peek(w.ctx(), 10, 10*time.Second))(t)
 	if len(list) != 1 || list[0].Kind != wire.KindVerdict || list[0].Entry != nil {
 		t.Errorf("the inbox has %+v", list)
+	}
+}
+
+// An operator sees all sessions, however many pages they take.
+func TestOperatorListsAllSessions(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	o := must(operator(t, w, "/operator/ops"))(t)
+	a := w.agent("a")
+	want := make([]string, 501)
+	var all sync.WaitGroup
+	for part := range 3 {
+		all.Go(func() {
+			for i := part; i < len(want); i += 3 {
+				want[i] = w.session(a).Session()
+			}
+		})
+	}
+	all.Wait()
+	slices.Sort(want)
+	slices.Reverse(want)
+	var got []string
+	for s, err := range o.Sessions(w.ctx()) {
+		got = append(got, must(s, err)(t).Session)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d sessions are listed, want %d, newest first", len(got), len(want))
+	}
+	for range o.Sessions(w.ctx()) {
+		break // asks for no more
 	}
 }

@@ -50,11 +50,13 @@ func listSessions(cmd *cobra.Command) error {
 	var list []summary
 	if p.runs() {
 		err = operating(cmd, func(ctx context.Context, _ *place, o *operator) error {
-			sessions, err := o.Sessions(ctx)
-			for _, s := range sessions {
+			for s, err := range o.Sessions(ctx) {
+				if err != nil {
+					return err
+				}
 				list = append(list, summaryOf(s))
 			}
-			return err
+			return nil
 		})
 	} else {
 		err = reading(cmd, func(_ *place, r record) error {
@@ -225,12 +227,11 @@ func unfinished(ctx context.Context, r record) ([]*session, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	known, err := running.Sessions(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var list []*session
-	for _, k := range known {
+	for k, err := range running.Sessions(ctx) {
+		if err != nil {
+			return nil, err
+		}
 		if k.Open == 0 {
 			continue
 		}

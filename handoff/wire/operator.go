@@ -4,7 +4,7 @@ import "github.com/go-json-experiment/json/jsontext"
 
 // OperatorRequest is the body of every operator's request; each verb reads the members that its comment names.
 type OperatorRequest struct {
-	Session string `json:"session,omitempty"` // session.close; chain.entries: only this one's, newest first
+	Session string `json:"session,omitempty"` // session.close; session.list: those before it; chain.entries: only this one's, newest first
 	Reason  string `json:"reason,omitempty"`  // session.close, revoke
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
 	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next
@@ -18,6 +18,7 @@ type OperatorRequest struct {
 type OperatorResponse struct {
 	Error      *Error           `json:"error,omitempty"`
 	Sessions   []SessionStatus  `json:"sessions,omitempty"`
+	More       bool             `json:"more,omitzero"` // there are sessions before the last of these
 	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
 	Size       uint64           `json:"size,omitzero"`     // of the ledger
 	Next       uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
