@@ -117,8 +117,8 @@ func (st *State) opened() []*session {
 	return out
 }
 
-// rejudge judges every session and every live grant again, and revokes those that would not be granted now. What early says holds where no
-// fact has changed since.
+// rejudge judges every session and every live grant again, and revokes those that would not be granted now. What early says
+// holds where no fact has changed since.
 func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judgement) error {
 	for _, s := range b.st.opened() {
 		j, ok := early[s.id]
