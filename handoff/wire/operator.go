@@ -18,7 +18,7 @@ type OperatorRequest struct {
 type OperatorResponse struct {
 	Error      *Error           `json:"error,omitempty"`
 	Sessions   []SessionStatus  `json:"sessions,omitempty"`
-	More       bool             `json:"more,omitzero"` // there are sessions before the last of these
+	More       bool             `json:"more,omitzero"`     // there are sessions before the last of these
 	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
 	Size       uint64           `json:"size,omitzero"`     // of the ledger
 	Next       uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
