@@ -151,22 +151,27 @@ func (g *Governor) health() wire.OperatorResponse {
 	}}
 }
 
-// sessionList is a page of sessions, the newest first: those before one, or all. It takes its turn, as every answer does
-// that tells how sessions stand: what is not on record has not happened.
+// sessionList is a page of sessions, the newest first: those before one, or all. How they stand is told in turn, as in
+// every such answer: what is not on record has not happened. Which they are is found before, so that offers do not wait
+// while many are sorted.
 func (g *Governor) sessionList(ctx context.Context, before string) any {
-	var out wire.OperatorResponse
-	err := g.do(ctx, func(b *batch) error {
-		ids := make([]string, 0, len(b.st.sessions))
-		for id := range b.st.sessions {
-			if before == "" || id < before {
-				ids = append(ids, id)
-			}
+	var ids []string
+	g.state.mu.RLock()
+	for id := range g.state.sessions {
+		if before == "" || id < before {
+			ids = append(ids, id)
 		}
-		slices.Sort(ids)
-		slices.Reverse(ids)
-		out.More = len(ids) > sessionsPage
+	}
+	g.state.mu.RUnlock()
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	out := wire.OperatorResponse{More: len(ids) > sessionsPage}
+	err := g.do(ctx, func(b *batch) error {
+		out.Sessions = nil // this may run again
 		for _, id := range ids[:min(len(ids), sessionsPage)] {
-			out.Sessions = append(out.Sessions, b.st.sessions[id].status(b.seconds()))
+			if s := b.st.sessions[id]; s != nil {
+				out.Sessions = append(out.Sessions, s.status(b.seconds()))
+			}
 		}
 		return nil
 	})

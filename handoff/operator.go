@@ -85,7 +85,11 @@ func (o *Operator) Sessions(ctx context.Context) iter.Seq2[wire.SessionStatus, e
 					return
 				}
 			}
-			if !a.More || len(a.Sessions) == 0 {
+			if !a.More {
+				return
+			}
+			if len(a.Sessions) == 0 { // asked again, it would say the same
+				yield(wire.SessionStatus{}, errors.New("handoff: the governor has more sessions and names none; list them again"))
 				return
 			}
 			before = a.Sessions[len(a.Sessions)-1].Session
