@@ -227,15 +227,18 @@ func unfinished(ctx context.Context, r record) ([]*session, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	var list []*session
+	var ids []string // first, since to read them may take longer than they may be named
 	for k, err := range running.Sessions(ctx) {
 		if err != nil {
 			return nil, err
 		}
-		if k.Open == 0 {
-			continue
+		if k.Open > 0 {
+			ids = append(ids, k.Session)
 		}
-		s, err := readSession(r.Session(k.Session), k.Session)
+	}
+	var list []*session
+	for _, id := range ids {
+		s, err := readSession(r.Session(id), id)
 		if err != nil {
 			return nil, err
 		}
