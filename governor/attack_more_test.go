@@ -151,9 +151,7 @@ func TestAttackResultAgainAfterTheSession(t *testing.T) {
 	first := b.receipt(id)
 	clock.advance(10 * time.Minute)
 	op := w.operator()
-	for op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Sessions > 0 {
-		time.Sleep(100 * time.Millisecond)
-	}
+	op.awaitForgotten()
 	again := func(m *natsMsg) {
 		t.Helper()
 		if _, err := b.nc.RequestMsg(m, 10*time.Second); err != nil {
@@ -292,9 +290,7 @@ func TestAttackMemoryByReceivers(t *testing.T) {
 	a.receipt(last.id)
 	clock.advance(10 * time.Minute)
 	op := w.operator()
-	for op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Sessions > 0 {
-		time.Sleep(100 * time.Millisecond)
-	}
+	op.awaitForgotten()
 	w.stop()
 	w.start()
 	if grown := len(w.d.Governor().Dump()) - before; grown > many*100 {

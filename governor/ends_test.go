@@ -32,6 +32,17 @@ func (a *agent) operate(verb string, q wire.OperatorRequest) wire.OperatorRespon
 	return out
 }
 
+// awaitForgotten waits until the governor has no session in memory any more: a heartbeat after the last has expired.
+func (a *agent) awaitForgotten() {
+	a.t.Helper()
+	for end := time.Now().Add(30 * time.Second); a.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Sessions > 0; {
+		if time.Now().After(end) {
+			a.t.Fatal("the governor does not forget its sessions")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // chainOf hands a task from the root along the agents and returns the grant of the last.
 func chainOf(t *testing.T, root held, mode string, agents ...*agent) held {
 	t.Helper()

@@ -557,9 +557,7 @@ result := {"effect": "deny", "reasons": [{"code": "never", "message": "never"}]}
 		b.verdict(grant.handoff)
 	}
 	clock.advance(10 * time.Minute)
-	for op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Sessions > 0 {
-		time.Sleep(100 * time.Millisecond)
-	}
+	op.awaitForgotten()
 	for label, code := range map[string]wire.Code{"red": "never", "secret": wire.CodeHandoffUnknown} {
 		if _, err := b.nc.RequestMsg(sent[label], 10*time.Second); err != nil {
 			t.Fatal(err)

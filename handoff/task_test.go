@@ -230,7 +230,10 @@ func TestClosingGivesBack(t *testing.T) {
 		t.Errorf("the inbox has %+v", list) // at most the one that may be taken over
 	}
 
-	for handoff.Held(first) < 3 {
+	for end := time.Now().Add(10 * time.Second); handoff.Held(first) < 3; {
+		if time.Now().After(end) {
+			t.Fatalf("%d results are held, want 3", handoff.Held(first))
+		}
 		time.Sleep(time.Millisecond)
 	}
 	first.Close()
