@@ -2,7 +2,7 @@ package streams_test
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -407,11 +407,11 @@ func TestJudgedAgainAtTheLimit(t *testing.T) {
 	w = newWorld(t, func(c *streams.Config) {
 		c.Limits.Connections = 1
 		judge := c.Authenticate
-		c.Authenticate = func(ctx context.Context, conn tls.ConnectionState, token string) (streams.Identity, error) {
+		c.Authenticate = func(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
 			if calls.Add(1) == 1 {
-				_ = w.Disconnect("somebody-else")
+				_ = w.Disconnect(context.Background(), "somebody-else")
 			}
-			return judge(ctx, conn, token)
+			return judge(ctx, certs, token)
 		}
 	})
 	conn, err := w.dial("agent/a")

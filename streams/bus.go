@@ -43,32 +43,32 @@ type Bus struct {
 }
 
 // newBus connects the governor and makes its streams, or brings older ones up to the limits of today.
-func newBus(ctx context.Context, s *Server) (*Bus, error) {
+func newBus(ctx context.Context, limits Limits, replicas int, log *slog.Logger, connect func(name string) (*nats.Conn, error)) (*Bus, error) {
 	b := &Bus{
-		limits:  s.limits,
-		log:     s.log,
-		shares:  shares{limit: s.limits.InboxShare, known: map[string]bool{}, inboxes: map[string]*share{}},
+		limits:  limits,
+		log:     log,
+		shares:  shares{limit: limits.InboxShare, known: map[string]bool{}, inboxes: map[string]*share{}},
 		fetched: make(chan wire.Inbound, pullMessages),
 		drained: make(chan struct{}, 1),
 		closing: make(chan struct{}),
 	}
 	b.shut = sync.OnceFunc(func() { close(b.closing) })
 	for _, name := range []string{"governor-reader", "governor-writer", "governor-answers", "governor-feed"} {
-		conn, err := s.connect(name)
+		conn, err := connect(name)
 		if err != nil {
 			b.close()
 			return nil, fmt.Errorf("connecting the governor: %w", err)
 		}
 		b.conns = append(b.conns, conn)
 	}
-	if err := b.open(ctx); err != nil {
+	if err := b.open(ctx, replicas); err != nil {
 		b.close()
 		return nil, err
 	}
 	return b, nil
 }
 
-func (b *Bus) open(ctx context.Context) (err error) {
+func (b *Bus) open(ctx context.Context, replicas int) (err error) {
 	b.answers, b.feed = b.conns[2], b.conns[3]
 	if err := b.answerBusy(); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (b *Bus) open(ctx context.Context) (err error) {
 	if b.writer, err = jetstream.New(b.conns[1], jetstream.WithPublishAsyncMaxPending(8192)); err != nil {
 		return err
 	}
-	for _, config := range streamConfigs(b.limits) {
+	for _, config := range streamConfigs(b.limits, replicas) {
 		if _, err := b.writer.CreateOrUpdateStream(ctx, config); err != nil {
 			return fmt.Errorf("making stream %s: %w", config.Name, err)
 		}

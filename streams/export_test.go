@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -26,7 +25,7 @@ func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawSt
 
 // TestingWithoutPermissions lifts the permissions of those who connect from now on.
 func TestingWithoutPermissions(s *Server) {
-	s.permissions = func(Role, string) *server.Permissions { return nil }
+	s.permissions = func(Role, string, string) *allowed { return nil }
 }
 
 // TestingInProcess connects as the governor does, but with another secret, and returns what the server says.
@@ -50,8 +49,8 @@ func TestingInProcess(t testing.TB, s *Server, secret string) string {
 
 // TestingAckV2 rewrites a first-form ack subject of an agent's inbox to the second form.
 func TestingAckV2(name, reply string) string {
-	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(ackSubjects(name)[0], "*.*.*.*.*"))
-	return strings.TrimSuffix(ackSubjects(name)[1], ">") + numbers
+	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(ackSubjects(name, governorAccount)[0], "*.*.*.*.*"))
+	return strings.TrimSuffix(ackSubjects(name, governorAccount)[1], ">") + numbers
 }
 
 // ReadAhead is how many bytes were read and not fetched.

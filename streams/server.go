@@ -11,11 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -24,67 +22,6 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
-
-// Role says which local names an identity has.
-type Role string
-
-// The roles.
-const (
-	RoleAgent    Role = "agent"
-	RoleGuard    Role = "guard"
-	RoleOperator Role = "operator"
-)
-
-var roles = []Role{RoleAgent, RoleGuard, RoleOperator}
-
-// Identity is who holds a connection, once authenticated.
-type Identity struct {
-	Name    string // agent name: one subject token of at most 180 bytes of [A-Za-z0-9_=-]
-	Role    Role
-	Expires time.Time // the server ends the connection then, at the latest
-}
-
-// Limits bound what identities can make the server hold. A zero field has the default that its comment names.
-type Limits struct {
-	Agents          int           // agents that ever connected: 10,000
-	Connections     int           // of one identity at a time: 32; with the next, it bounds how often one answer is sent
-	Subscriptions   int           // of one connection: 32
-	IngressBytes    int64         // offers and results that wait: 1 GiB; over it publishers get an error
-	IngressShare    int           // of those, messages of one agent: 10,000, and a quarter of IngressBytes
-	InFlight        int           // messages fetched and not yet settled: 16,384
-	AckWait         time.Duration // until a message fetched and not settled comes again: 30 s
-	InboxMessages   int64         // waiting for one agent: 10,000; over it Deliver answers inbox_full
-	InboxShare      int64         // bytes waiting for one agent, or for all that never connected: 64 MiB; over it the same. At least wire.MaxPayload
-	InboxAge        time.Duration // after which what nobody takes is gone: 7 days
-	InboxBytes      int64         // waiting for all agents: 4 GiB
-	QuarantineBytes int64         // 256 MiB; the oldest go first
-	QuarantineAge   time.Duration // 30 days
-	Workers         int           // requests served at a time: 256, of one identity a quarter of that
-	Requests        int           // of one identity that wait for a worker: 256, and 8 MiB; over it: unavailable
-	PendingAnswers  int           // answers owed to all identities before who asks most is cut off: 200,000
-}
-
-// WithDefaults returns the limits that a [Server] holds to when it is given l.
-func (l Limits) WithDefaults() Limits {
-	return Limits{
-		Agents:          cmp.Or(l.Agents, 10_000),
-		Connections:     cmp.Or(l.Connections, 32),
-		Subscriptions:   cmp.Or(l.Subscriptions, 32),
-		IngressBytes:    cmp.Or(l.IngressBytes, 1<<30),
-		IngressShare:    cmp.Or(l.IngressShare, 10_000),
-		InFlight:        cmp.Or(l.InFlight, 16_384),
-		AckWait:         cmp.Or(l.AckWait, 30*time.Second),
-		InboxMessages:   cmp.Or(l.InboxMessages, 10_000),
-		InboxShare:      max(cmp.Or(l.InboxShare, 64<<20), wire.MaxPayload),
-		InboxAge:        cmp.Or(l.InboxAge, 7*24*time.Hour),
-		InboxBytes:      cmp.Or(l.InboxBytes, 4<<30),
-		QuarantineBytes: cmp.Or(l.QuarantineBytes, 256<<20),
-		QuarantineAge:   cmp.Or(l.QuarantineAge, 30*24*time.Hour),
-		Workers:         cmp.Or(l.Workers, 256),
-		Requests:        cmp.Or(l.Requests, 256),
-		PendingAnswers:  cmp.Or(l.PendingAnswers, 200_000),
-	}
-}
 
 // Config of a [Server].
 type Config struct {
@@ -95,9 +32,8 @@ type Config struct {
 	// TLS is the server's side of mTLS. Required. It decides whether a client may come without a certificate: such a
 	// client must present a token that Authenticate accepts.
 	TLS *tls.Config
-	// Authenticate says who is at the other end. Required. It gets the TLS state and the client's connect token, which
-	// is "" for a client that sent none and must never be logged. It may be called again for the same connection.
-	Authenticate func(ctx context.Context, conn tls.ConnectionState, token string) (Identity, error)
+	// Authenticate is required.
+	Authenticate Authenticate
 	// Logger is slog.Default() if nil.
 	Logger *slog.Logger
 	// Now is time.Now if nil.
@@ -108,10 +44,13 @@ type Config struct {
 // authTimeout bounds a connection's handshake, and with it Authenticate.
 const authTimeout = 5 * time.Second
 
+// governorAccount is the name of the governor's account in an embedded server.
+const governorAccount = "GOVERNOR"
+
 // Server is the embedded NATS server. Its methods may be called concurrently.
 type Server struct {
+	*identities
 	config Config
-	limits Limits
 	log    *slog.Logger
 	nats   *server.Server
 	gov    *server.Account
@@ -122,32 +61,9 @@ type Server struct {
 	owned  sync.WaitGroup
 
 	// permissions is the function of that name; tests take it away to see that the accounts hold alone.
-	permissions func(Role, string) *server.Permissions
+	permissions func(role Role, name, gov string) *allowed
 	// secret is how the governor's own connections say who they are. It never leaves the process.
 	secret string
-	// cuts counts Disconnects, so that none is overtaken by a connection that is just being judged.
-	cuts atomic.Uint64
-
-	samples    samples            // of watchAnswers
-	shortQueue map[string]traffic // what was sent when the queue was last short: of watchQueue
-
-	mu       sync.Mutex
-	accounts map[string]*account // :: account name → account
-}
-
-// account is one identity's account, once it has all its imports.
-type account struct {
-	role  Role
-	name  string
-	nats  *server.Account
-	ready sync.Mutex // held while it is being made
-	made  atomic.Bool
-
-	registering sync.Mutex // makes the limit of connections exact
-
-	mu        sync.Mutex
-	barred    time.Time // no connection before then
-	throttled bool
 }
 
 // Start runs the server and returns when the governor's streams are there and clients can connect. The context only
@@ -175,11 +91,10 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	}
 
 	s := &Server{
-		config:   config,
-		limits:   limits,
-		log:      config.Logger,
-		secret:   rand.Text(),
-		accounts: make(map[string]*account),
+		identities: newIdentities(limits, config.Authenticate, config.Now),
+		config:     config,
+		log:        config.Logger,
+		secret:     rand.Text(),
 
 		permissions: permissions,
 	}
@@ -231,12 +146,12 @@ func (s *Server) start(ctx context.Context, opts *server.Options) (err error) {
 	}
 
 	// 2. The governor's streams.
-	if s.bus, err = newBus(ctx, s); err != nil {
+	if s.bus, err = newBus(ctx, s.limits, 1, s.log, s.connect); err != nil {
 		return err
 	}
 
 	// 3. Everybody else.
-	s.owned.Go(s.watch)
+	s.owned.Go(func() { s.watch().run(s.ctx) })
 	s.nats.AcceptLoop(make(chan struct{}))
 	if s.nats.Addr() == nil {
 		return fmt.Errorf("cannot listen on %s: is another server there? Stop it, or listen elsewhere (governor up --listen 127.0.0.1:0)", s.config.Listen)
@@ -280,11 +195,23 @@ func (s *Server) Close() error {
 
 // Disconnect cuts every connection of the identity named, whatever its role. Authenticate must refuse it from before
 // the call on: the clients will try again.
-func (s *Server) Disconnect(name string) error {
+func (s *Server) Disconnect(_ context.Context, name string) error {
 	s.cuts.Add(1)
 	var errs []error
 	for _, role := range roles {
 		errs = append(errs, s.cut(accountName(role, name)))
+	}
+	return errors.Join(errs...)
+}
+
+// Recheck authenticates all connections again, and cuts those of the identities of which one is not admitted any more. It
+// is to be called when a trust bundle has changed.
+func (s *Server) Recheck(ctx context.Context) error {
+	s.cuts.Add(1)
+	var errs []error
+	for _, acc := range s.doubtful(ctx) {
+		s.log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
+		errs = append(errs, s.cut(acc.key))
 	}
 	return errors.Join(errs...)
 }
@@ -342,79 +269,90 @@ func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionS
 	if c.Kind() != server.CLIENT {
 		return Identity{}, fmt.Errorf("connections of kind %d are not served", c.Kind())
 	}
-	id, err := s.config.Authenticate(ctx, conn, c.GetOpts().Token)
-	if err != nil {
-		return Identity{}, err
-	}
-	if err := checkName(id.Name); err != nil {
-		return Identity{}, err
-	}
-	if !slices.Contains(roles, id.Role) {
-		return id, fmt.Errorf("role %q is not served", id.Role)
-	}
-	if len(conn.PeerCertificates) > 0 && conn.PeerCertificates[0].NotAfter.Before(id.Expires) {
-		id.Expires = conn.PeerCertificates[0].NotAfter
-	}
-	left := id.Expires.Sub(s.config.Now())
-	if left <= 0 {
-		return id, errors.New("identity has expired: fetch a new SVID")
-	}
-	acc, err := s.account(ctx, id)
+	token := c.GetOpts().Token
+	id, acc, err := s.judge(ctx, conn.PeerCertificates, token)
 	if err != nil {
 		return id, err
 	}
-
-	acc.registering.Lock()
-	defer acc.registering.Unlock()
+	acc.ready.Lock()
+	defer acc.ready.Unlock()
+	if err := s.make(ctx, acc); err != nil {
+		return id, err
+	}
 	if acc.nats.NumLocalConnections()-own >= s.limits.Connections {
 		return id, fmt.Errorf("already %d connections: close one", s.limits.Connections)
 	}
-	if until := acc.barredUntil(); s.config.Now().Before(until) {
-		return id, fmt.Errorf("cut off for flooding until %s", until.Format(time.TimeOnly))
+	now := s.now()
+	if err := acc.admit(now, admission{conn.PeerCertificates, token, id.Expires}); err != nil {
+		return id, err
 	}
-	c.RegisterUser(&server.User{
-		Username:           id.Name,
-		Account:            acc.nats,
-		Permissions:        s.permissions(id.Role, id.Name),
-		ConnectionDeadline: time.Now().Add(left),
-	})
+	user := &server.User{Username: id.Name, Account: acc.nats, ConnectionDeadline: time.Now().Add(id.Expires.Sub(now))}
+	if may := s.permissions(id.Role, id.Name, governorAccount); may != nil {
+		user.Permissions = &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: may.publish},
+			Subscribe: &server.SubjectPermission{Allow: may.subscribe},
+		}
+	}
+	c.RegisterUser(user)
 	return id, nil
 }
 
-// account finds the identity's account, or makes it with its imports and, for an agent, its inbox.
-func (s *Server) account(ctx context.Context, id Identity) (*account, error) {
-	key := accountName(id.Role, id.Name)
-	s.mu.Lock()
-	acc := s.accounts[key]
-	if acc == nil {
-		if len(s.accounts) >= s.limits.Agents {
-			s.mu.Unlock()
-			return nil, fmt.Errorf("more than %d identities: raise the limit", s.limits.Agents)
-		}
-		acc = &account{role: id.Role, name: id.Name}
-		s.accounts[key] = acc
-	}
-	s.mu.Unlock()
-
-	acc.ready.Lock()
-	defer acc.ready.Unlock()
+// make gives an account its imports and, for an agent, its inbox, once. The caller holds ready.
+func (s *Server) make(ctx context.Context, acc *account) error {
 	if acc.made.Load() {
-		return acc, nil
+		return nil
 	}
-	if id.Role == RoleAgent {
-		if err := s.bus.ensureInbox(ctx, id.Name); err != nil {
-			return nil, fmt.Errorf("making the inbox of %s: %w", id.Name, err)
+	if acc.role == RoleAgent {
+		if err := s.bus.ensureInbox(ctx, acc.name); err != nil {
+			return fmt.Errorf("making the inbox of %s: %w", acc.name, err)
 		}
 	}
 	if acc.nats == nil {
-		natsAcc, _ := s.nats.LookupOrRegisterAccount(key)
-		if err := importInto(natsAcc, s.gov, id.Role, id.Name); err != nil {
-			return nil, err
+		natsAcc, _ := s.nats.LookupOrRegisterAccount(acc.key)
+		if err := importInto(natsAcc, s.gov, acc.role, acc.name); err != nil {
+			return err
 		}
 		acc.nats = natsAcc
 	}
 	acc.made.Store(true)
-	return acc, nil
+	return nil
+}
+
+// exportAll offers the governor's services and streams.
+func exportAll(gov *server.Account) error {
+	for _, e := range exports(governorAccount) {
+		var err error
+		if e.stream {
+			err = gov.AddStreamExport(e.subject, nil)
+		} else {
+			response := server.Singleton
+			if e.streamed {
+				response = server.Streamed
+			}
+			err = errors.Join(gov.AddServiceExportWithResponse(e.subject, response, nil),
+				gov.SetServiceExportResponseThreshold(e.subject, e.within))
+		}
+		if err != nil {
+			return fmt.Errorf("exporting %s: %w", e.subject, err)
+		}
+	}
+	return nil
+}
+
+// importInto gives an identity's new account its local names.
+func importInto(acc, gov *server.Account, role Role, name string) error {
+	for _, i := range imports(role, name, governorAccount) {
+		var err error
+		if i.stream {
+			err = acc.AddMappedStreamImport(gov, i.theirs, i.local)
+		} else {
+			err = acc.AddServiceImport(gov, i.local, i.theirs)
+		}
+		if err != nil {
+			return fmt.Errorf("importing %s: %w", i.local, err)
+		}
+	}
+	return nil
 }
 
 // serverLog brings the server's log into ours. Its notices are chatty, so they are ours for debugging.

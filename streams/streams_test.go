@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -443,7 +444,7 @@ func TestDisconnect(t *testing.T) {
 	w := newWorld(t)
 	a, other := w.join("agent/a", nats.NoReconnect()), w.join("agent/b")
 	w.ban("a")
-	check(t, w.Disconnect("a"))
+	check(t, w.Disconnect(context.Background(), "a"))
 	select {
 	case <-a.closed:
 	case <-time.After(5 * time.Second):
@@ -453,7 +454,7 @@ func TestDisconnect(t *testing.T) {
 		t.Error("came back")
 	}
 	other.offer("s", "b", "undisturbed")
-	check(t, w.Disconnect("nobody"))
+	check(t, w.Disconnect(context.Background(), "nobody"))
 }
 
 func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
@@ -462,8 +463,8 @@ func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
 	var once sync.Once
 	w := newWorld(t, func(c *streams.Config) {
 		judge := c.Authenticate
-		c.Authenticate = func(ctx context.Context, conn tls.ConnectionState, token string) (streams.Identity, error) {
-			id, err := judge(ctx, conn, token)
+		c.Authenticate = func(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
+			id, err := judge(ctx, certs, token)
 			once.Do(func() { close(judging); <-cut })
 			return id, err
 		}
@@ -472,7 +473,7 @@ func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
 	go func() { _, err := w.dial("agent/a"); result <- err }()
 	<-judging
 	w.ban("a")
-	check(t, w.Disconnect("a"))
+	check(t, w.Disconnect(context.Background(), "a"))
 	close(cut)
 	if err := <-result; err == nil {
 		t.Error("connected after Disconnect")

@@ -2,19 +2,17 @@ package streams
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// This file is the whole topology: every account, subject, import, permission and stream. A cluster with auth callout
-// must reproduce it to give the same boundary.
+// This file is the whole topology: every account, subject, import, permission and stream. The embedded server and a
+// cluster are both made from it, and so have the same boundary.
 //
 //	an agent's account                    the governor's account
 //	handoff.offer.<session>.<to>       →  in.<name>.offer.<session>.<to>    stream INGRESS
@@ -34,8 +32,6 @@ import (
 //
 // The name in the middle is a literal of the import, so the server writes it and the sender cannot.
 const (
-	governorAccount = "GOVERNOR"
-
 	streamIngress    = "INGRESS"
 	streamInbox      = wire.InboxStream
 	streamQuarantine = "QUARANTINE"
@@ -102,10 +98,10 @@ func accountName(role Role, name string) string { return string(role) + "-" + na
 // ackSubjects are the two forms of the acks of an agent's own consumer. Both are exact up to the consumer's name:
 // `$JS.ACK.*.*.INBOX.<name>.>`, which would cover the second form, also matches a first-form ack of any other consumer
 // (`$JS.ACK.INGRESS.governor.INBOX.<name>.…`), and with the body +NXT that reads other agents' messages.
-func ackSubjects(name string) [2]string {
+func ackSubjects(name, gov string) [2]string {
 	return [2]string{
 		"$JS.ACK." + streamInbox + "." + name + ".*.*.*.*.*",
-		"$JS.ACK._." + accountHash(governorAccount) + "." + streamInbox + "." + name + ".>",
+		"$JS.ACK._." + accountHash(gov) + "." + streamInbox + "." + name + ".>",
 	}
 }
 
@@ -120,116 +116,93 @@ func accountHash(account string) string {
 	return string(hash)
 }
 
-// exportAll offers the governor's services and streams. The exports are open because only this file makes imports:
-// no identity can change its account.
-func exportAll(gov *server.Account) error {
-	services := []struct {
-		subject  string
-		response server.ServiceRespType
-		within   time.Duration
-	}{
-		{subjectIngress + "*.offer.*.*", server.Singleton, answerWithin},
-		{subjectIngress + "*.result.*", server.Singleton, answerWithin},
-		{subjectBusy + "*", server.Singleton, answerWithin},
-		{subjectCall + "*.>", server.Singleton, answerWithin},
-		{apiInfo + "*", server.Singleton, answerWithin},
-		{apiNext + "*", server.Streamed, pullWithin},
-		{"$JS.ACK." + streamInbox + ".*.*.*.*.*.*", server.Singleton, answerWithin},
-		{"$JS.ACK._." + accountHash(governorAccount) + "." + streamInbox + ".*.>", server.Singleton, answerWithin},
-	}
-	for _, e := range services {
-		if err := gov.AddServiceExportWithResponse(e.subject, e.response, nil); err != nil {
-			return fmt.Errorf("exporting %s: %w", e.subject, err)
-		}
-		if err := gov.SetServiceExportResponseThreshold(e.subject, e.within); err != nil {
-			return fmt.Errorf("exporting %s: %w", e.subject, err)
-		}
-	}
-	return errors.Join(
-		gov.AddStreamExport(subjectReceipt+"*", nil),
-		gov.AddStreamExport(subjectRevoked, nil),
-	)
+// exported is a service or a stream of the governor's account. The exports are open because only the governor makes
+// imports: no identity can change its account.
+type exported struct {
+	subject  string
+	stream   bool          // else a service
+	streamed bool          // a service that answers more than once
+	within   time.Duration // after which the server forgets that it owes an answer
 }
 
-// importInto gives an identity's new account its local names.
-func importInto(acc, gov *server.Account, role Role, name string) error {
+// exports are those of the governor's account, whose name is gov.
+func exports(gov string) []exported {
+	return []exported{
+		{subject: subjectIngress + "*.offer.*.*", within: answerWithin},
+		{subject: subjectIngress + "*.result.*", within: answerWithin},
+		{subject: subjectBusy + "*", within: answerWithin},
+		{subject: subjectCall + "*.>", within: answerWithin},
+		{subject: apiInfo + "*", within: answerWithin},
+		{subject: apiNext + "*", within: pullWithin, streamed: true},
+		{subject: "$JS.ACK." + streamInbox + ".*.*.*.*.*.*", within: answerWithin},
+		{subject: "$JS.ACK._." + accountHash(gov) + "." + streamInbox + ".*.>", within: answerWithin},
+		{subject: subjectReceipt + "*", stream: true},
+		{subject: subjectRevoked, stream: true},
+	}
+}
+
+// imported is a subject of the governor's account under the local name that an identity's account has for it.
+type imported struct {
+	local  string // with $1 for the first wildcard of theirs, and so on
+	theirs string
+	stream bool // else a service
+}
+
+// imports are all that an identity's account has; gov is the name of the governor's account.
+func imports(role Role, name, gov string) []imported {
 	call := subjectCall + name + "."
-	services := [][2]string{{wire.SubjectKeys, call + wire.VerbKeys}}
-	streams := [][2]string{}
+	all := []imported{{local: wire.SubjectKeys, theirs: call + wire.VerbKeys}}
 	switch role {
 	case RoleAgent:
-		services = append(services,
-			[2]string{"handoff.offer.$1.$2", subjectIngress + name + ".offer.*.*"},
-			[2]string{"handoff.result.$1", subjectIngress + name + ".result.*"},
-			[2]string{localBusy, subjectBusy + name},
-			[2]string{wire.ClaimSubject("$1"), call + wire.VerbClaim + ".*"},
-			[2]string{wire.SubjectSessionOpen, call + wire.VerbSessionOpen},
-			[2]string{wire.SubjectSessionClose, call + wire.VerbSessionClose},
-			[2]string{wire.SubjectSessionStatus, call + wire.VerbSessionStatus},
-			[2]string{localInfo, apiInfo + name},
-			[2]string{localNext, apiNext + name},
+		all = append(all,
+			imported{local: "handoff.offer.$1.$2", theirs: subjectIngress + name + ".offer.*.*"},
+			imported{local: "handoff.result.$1", theirs: subjectIngress + name + ".result.*"},
+			imported{local: localBusy, theirs: subjectBusy + name},
+			imported{local: wire.ClaimSubject("$1"), theirs: call + wire.VerbClaim + ".*"},
+			imported{local: wire.SubjectSessionOpen, theirs: call + wire.VerbSessionOpen},
+			imported{local: wire.SubjectSessionClose, theirs: call + wire.VerbSessionClose},
+			imported{local: wire.SubjectSessionStatus, theirs: call + wire.VerbSessionStatus},
+			imported{local: localInfo, theirs: apiInfo + name},
+			imported{local: localNext, theirs: apiNext + name},
+			imported{local: wire.SubjectReceipt, theirs: subjectReceipt + name, stream: true},
 		)
-		for _, ack := range ackSubjects(name) {
-			services = append(services, [2]string{ack, ack})
+		for _, ack := range ackSubjects(name, gov) {
+			all = append(all, imported{local: ack, theirs: ack})
 		}
-		streams = append(streams, [2]string{subjectReceipt + name, wire.SubjectReceipt})
 	case RoleGuard:
-		services = append(services, [2]string{wire.SubjectRevocations, call + wire.VerbRevocations})
-		streams = append(streams, [2]string{subjectRevoked, wire.SubjectRevoked})
-	case RoleOperator:
-		services = append(services,
-			[2]string{wire.OperatorSubject("$1"), call + wire.VerbOperator + "*"},
-			[2]string{wire.OperatorSubject("$1.$2"), call + wire.VerbOperator + "*.*"},
+		all = append(all,
+			imported{local: wire.SubjectRevocations, theirs: call + wire.VerbRevocations},
+			imported{local: wire.SubjectRevoked, theirs: subjectRevoked, stream: true},
 		)
-	default:
-		return fmt.Errorf("unknown role %q", role)
+	case RoleOperator:
+		all = append(all,
+			imported{local: wire.OperatorSubject("$1"), theirs: call + wire.VerbOperator + "*"},
+			imported{local: wire.OperatorSubject("$1.$2"), theirs: call + wire.VerbOperator + "*.*"},
+		)
 	}
-	for _, s := range services {
-		if err := acc.AddServiceImport(gov, s[0], s[1]); err != nil {
-			return fmt.Errorf("importing %s: %w", s[0], err)
-		}
-	}
-	for _, s := range streams {
-		if err := acc.AddMappedStreamImport(gov, s[0], s[1]); err != nil {
-			return fmt.Errorf("importing %s: %w", s[1], err)
-		}
-	}
-	return nil
+	return all
 }
+
+// allowed is what a connection may publish and subscribe; nil is anything.
+type allowed struct{ publish, subscribe []string }
 
 // permissions repeat what the imports allow. The accounts are the boundary; these keep a client from using its own
 // account as a message bus of its own, and hold if an import is ever made too wide.
-func permissions(role Role, name string) *server.Permissions {
-	publish := []string{wire.SubjectKeys}
-	subscribe := []string{"_INBOX.>"}
+func permissions(role Role, name, gov string) *allowed {
+	may := &allowed{publish: []string{wire.SubjectKeys}, subscribe: []string{"_INBOX.>"}}
 	switch role {
 	case RoleAgent:
-		ack := ackSubjects(name)
-		publish = append(publish, localOffer, localResult, localBusy, wire.ClaimSubject("*"), wire.SubjectSessionOpen,
+		ack := ackSubjects(name, gov)
+		may.publish = append(may.publish, localOffer, localResult, localBusy, wire.ClaimSubject("*"), wire.SubjectSessionOpen,
 			wire.SubjectSessionClose, wire.SubjectSessionStatus, localInfo, localNext, ack[0], ack[1])
-		subscribe = append(subscribe, wire.SubjectReceipt)
+		may.subscribe = append(may.subscribe, wire.SubjectReceipt)
 	case RoleGuard:
-		publish = append(publish, wire.SubjectRevocations)
-		subscribe = append(subscribe, wire.SubjectRevoked)
+		may.publish = append(may.publish, wire.SubjectRevocations)
+		may.subscribe = append(may.subscribe, wire.SubjectRevoked)
 	case RoleOperator:
-		publish = append(publish, wire.OperatorSubject("*"), wire.OperatorSubject("*.*"))
+		may.publish = append(may.publish, wire.OperatorSubject("*"), wire.OperatorSubject("*.*"))
 	}
-	return &server.Permissions{
-		Publish:   &server.SubjectPermission{Allow: publish},
-		Subscribe: &server.SubjectPermission{Allow: subscribe},
-	}
-}
-
-// setThrottled turns an agent's offers and results away from the queue, to be answered with an error, or back to it.
-func setThrottled(acc *server.Account, on bool) error {
-	for _, subject := range []string{localOffer, localResult} {
-		if !on {
-			acc.RemoveMapping(subject)
-		} else if err := acc.AddMapping(subject, localBusy); err != nil {
-			return err
-		}
-	}
-	return nil
+	return may
 }
 
 // streamConfigs are the governor's streams. What is off matters as much as what is on: message schedules, rollups,
@@ -237,8 +210,8 @@ func setThrottled(acc *server.Account, on bool) error {
 // The duplicates window is the shortest that the server takes: an agent that sends Nats-Msg-Id shares one name space
 // with all others, and within the window another agent's equal ID would swallow its message. The ledger, not the
 // stream, knows repeats, so clients need no such header.
-func streamConfigs(limits Limits) []jetstream.StreamConfig {
-	return []jetstream.StreamConfig{{
+func streamConfigs(limits Limits, replicas int) []jetstream.StreamConfig {
+	configs := []jetstream.StreamConfig{{
 		Name:         streamIngress,
 		Description:  "offers and results, as agents publish them",
 		Subjects:     []string{subjectIngress + "*.offer.*.*", subjectIngress + "*.result.*"},
@@ -276,6 +249,10 @@ func streamConfigs(limits Limits) []jetstream.StreamConfig {
 		MaxMsgSize:  wire.MaxPayload,
 		Duplicates:  100 * time.Millisecond,
 	}}
+	for i := range configs {
+		configs[i].Replicas = replicas
+	}
+	return configs
 }
 
 func ingressConsumer(limits Limits) jetstream.ConsumerConfig {

@@ -3,6 +3,7 @@ package streams
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -11,49 +12,112 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// JetStream and the server's import tables know streams and accounts, but no share of one account in another's. Two
-// things that one agent could take from all others are therefore watched here.
+// JetStream and the server's import tables know streams and accounts, but no share of one account in another's. What one
+// agent could take from all others is therefore watched here.
 const (
 	watchEvery = 250 * time.Millisecond
+	rateOver   = 10 * time.Second
 	barFor     = time.Minute
 )
 
-func (s *Server) watch() {
+// watch looks at what the accounts of a server or of a cluster send.
+type watch struct {
+	*identities
+	bus *Bus
+	log *slog.Logger
+
+	// sent is what accounts have sent, ever, by their keys.
+	sent func(context.Context) (map[string]traffic, error)
+	// throttle turns an agent's offers and results away from the queue, to be answered with an error, or back to it.
+	throttle func(ctx context.Context, acc *account, on bool) error
+	// cut ends all connections of an account.
+	cut func(context.Context, *account) error
+	// owed is how many answers the server owes to all, and to one. Nil for a cluster, which does not tell.
+	owed    func() int
+	owedTo  func(*account) int
+	samples samples
+
+	shortQueue map[string]traffic // what was sent when the queue was last short
+	rates      []rateSample       // oldest first
+}
+
+// traffic is what an account has sent, ever.
+type traffic struct{ messages, bytes int64 }
+
+// watch is the embedded server's.
+func (s *Server) watch() *watch {
+	return &watch{
+		identities: s.identities, bus: s.bus, log: s.log,
+		sent: func(context.Context) (map[string]traffic, error) {
+			stats, err := s.nats.AccountStatz(&server.AccountStatzOptions{IncludeUnused: true})
+			if err != nil {
+				return nil, err
+			}
+			sent := make(map[string]traffic, len(stats.Accounts))
+			for _, a := range stats.Accounts {
+				sent[a.Account] = traffic{a.Received.Msgs, a.Received.Bytes}
+			}
+			return sent, nil
+		},
+		throttle: func(_ context.Context, acc *account, on bool) error {
+			for _, subject := range []string{localOffer, localResult} {
+				if !on {
+					acc.nats.RemoveMapping(subject)
+				} else if err := acc.nats.AddMapping(subject, localBusy); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		cut:  func(_ context.Context, acc *account) error { return s.cut(acc.key) },
+		owed: s.gov.NumPendingAllResponses,
+		// The server counts, for each account, the reply subjects under which answers are owed.
+		owedTo: func(acc *account) int { return acc.nats.NumPendingReverseResponses() },
+	}
+}
+
+// run watches until ctx ends.
+func (w *watch) run(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			s.watchQueue()
-			s.watchAnswers()
+			w.queue(ctx)
+			if w.owed != nil {
+				w.answers(ctx)
+			}
+			if n%4 == 0 {
+				w.rate(ctx)
+			}
 		}
 	}
 }
 
-// watchQueue keeps one agent from filling the ingress queue: over its share of messages or bytes, its offers and results
-// are answered with an error until half of the messages are settled, or the queue is short again.
-func (s *Server) watchQueue() {
-	ctx, cancel := context.WithTimeout(s.ctx, authTimeout)
+// queue keeps one agent from filling the ingress queue: over its share of messages or bytes, its offers and results are
+// answered with an error until half of the messages are settled, or the queue is short again.
+func (w *watch) queue(ctx context.Context) {
+	try, cancel := context.WithTimeout(ctx, authTimeout)
 	defer cancel()
-	stream, err := s.bus.writer.Stream(ctx, streamIngress)
+	stream, err := w.bus.writer.Stream(try, streamIngress)
 	if err != nil {
-		s.watchFailed("ingress queue", err)
+		w.failed(ctx, "ingress queue", err)
 		return
 	}
 	state := stream.CachedInfo().State
-	heavy, err := s.heavySenders(state.Bytes)
+	heavy, err := w.heavySenders(try, state.Bytes)
 	if err != nil {
-		s.watchFailed("ingress queue", err)
+		w.failed(ctx, "ingress queue", err)
 		return
 	}
-	share := uint64(s.limits.IngressShare)
+	share := uint64(w.limits.IngressShare)
 	queued := map[string]uint64{}
 	if state.Msgs > share/2 {
-		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjectIngress+">"))
+		info, err := stream.Info(try, jetstream.WithSubjectFilter(subjectIngress+">"))
 		if err != nil {
-			s.watchFailed("ingress queue", err)
+			w.failed(ctx, "ingress queue", err)
 			return
 		}
 		for subject, n := range info.State.Subjects {
@@ -61,7 +125,7 @@ func (s *Server) watchQueue() {
 			queued[name] += n
 		}
 	}
-	for _, acc := range s.madeAccounts() {
+	for _, acc := range w.all() {
 		if acc.role != RoleAgent {
 			continue
 		}
@@ -74,49 +138,66 @@ func (s *Server) watchQueue() {
 		if now == was {
 			continue
 		}
-		if err := setThrottled(acc.nats, now); err != nil {
-			s.watchFailed("ingress queue", err)
+		if err := w.throttle(try, acc, now); err != nil {
+			w.failed(ctx, "ingress queue", err)
 		}
-		s.log.WarnContext(s.ctx, "agent throttled", "name", acc.name, "on", now, "queued", n, "share", share, "bytes", heavy[acc])
+		w.log.WarnContext(ctx, "agent throttled", "name", acc.name, "on", now, "queued", n, "share", share, "bytes", heavy[acc])
 	}
 }
 
 // heavySenders are the accounts that have sent a quarter of what the queue holds since it was short. Nothing tells the
 // bytes of one agent in a stream; what it has sent is never less.
-func (s *Server) heavySenders(queued uint64) (map[*account]bool, error) {
-	quarter := s.limits.IngressBytes / 4
+func (w *watch) heavySenders(ctx context.Context, queued uint64) (map[*account]bool, error) {
+	quarter := w.limits.IngressBytes / 4
 	if int64(queued) <= quarter/4 {
-		s.shortQueue = nil
+		w.shortQueue = nil
 		return nil, nil
 	}
-	sent, err := s.sent()
+	sent, err := w.sent(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if s.shortQueue == nil {
-		s.shortQueue = sent
+	if w.shortQueue == nil {
+		w.shortQueue = sent
 	}
 	heavy := map[*account]bool{}
-	for _, acc := range s.madeAccounts() {
-		key := accountName(acc.role, acc.name)
-		heavy[acc] = sent[key].bytes-s.shortQueue[key].bytes >= quarter-quarter/4
+	for _, acc := range w.all() {
+		heavy[acc] = sent[acc.key].bytes-w.shortQueue[acc.key].bytes >= quarter-quarter/4
 	}
 	return heavy, nil
 }
 
-// traffic is what an account has sent, ever.
-type traffic struct{ messages, bytes int64 }
+// rateSample is what accounts had sent at a moment.
+type rateSample struct {
+	at   time.Time
+	sent map[string]traffic
+}
 
-func (s *Server) sent() (map[string]traffic, error) {
-	stats, err := s.nats.AccountStatz(&server.AccountStatzOptions{})
+// rate cuts off who sends more messages than anybody has to. Each may cost the server a place in its table of answers owed
+// until it is answered or its time is out, at 600 B, and costs everybody time.
+func (w *watch) rate(ctx context.Context) {
+	try, cancel := context.WithTimeout(ctx, authTimeout)
+	defer cancel()
+	sent, err := w.sent(try)
 	if err != nil {
-		return nil, err
+		w.failed(ctx, "rates", err)
+		return
 	}
-	sent := make(map[string]traffic, len(stats.Accounts))
-	for _, a := range stats.Accounts {
-		sent[a.Account] = traffic{a.Received.Msgs, a.Received.Bytes}
+	now := time.Now()
+	w.rates = append(w.rates, rateSample{now, sent})
+	for len(w.rates) > 2 && now.Sub(w.rates[1].at) >= rateOver {
+		w.rates = w.rates[1:]
 	}
-	return sent, nil
+	most := int64(w.limits.Rate) * int64(rateOver/time.Second)
+	for _, acc := range w.all() {
+		if !acc.barredUntil().IsZero() && w.now().Before(acc.barredUntil()) {
+			continue
+		}
+		if since := sent[acc.key].messages - w.rates[0].sent[acc.key].messages; since > most {
+			w.log.WarnContext(ctx, "too many messages", "name", acc.name, "role", acc.role, "sent", since, "limit", most)
+			w.bar(ctx, acc)
+		}
+	}
 }
 
 // samples are what accounts had sent at two moments at least answerWithin apart. What is owed now was asked for since.
@@ -125,83 +206,58 @@ type samples struct {
 	at           time.Time // of newer
 }
 
-// watchAnswers keeps one identity from filling the server's table of answers owed. Each entry stays until it is
-// answered or its time is out, so a client that asks without end and reads nothing grows it by tens of thousands a
-// second, at 600 B each. Over the limit the one to blame is cut off and barred for a minute.
-func (s *Server) watchAnswers() {
-	pending := s.gov.NumPendingAllResponses()
-	if pending <= s.limits.PendingAnswers/10 {
-		s.samples = samples{}
+// answers keeps one identity from filling the server's table of answers owed. Each entry stays until it is answered or its
+// time is out, so a client that asks without end and reads nothing grows it by tens of thousands a second, at 600 B each.
+// Over the limit the one to blame is cut off and barred for a minute.
+func (w *watch) answers(ctx context.Context) {
+	pending := w.owed()
+	if pending <= w.limits.PendingAnswers/10 {
+		w.samples = samples{}
 		return
 	}
-	sent, err := s.sent()
+	sent, err := w.sent(ctx)
 	if err != nil {
-		s.watchFailed("pending answers", err)
+		w.failed(ctx, "pending answers", err)
 		return
 	}
-	if now := time.Now(); s.samples.newer == nil || now.Sub(s.samples.at) > answerWithin {
-		s.samples = samples{older: s.samples.newer, newer: sent, at: now}
+	if now := time.Now(); w.samples.newer == nil || now.Sub(w.samples.at) > answerWithin {
+		w.samples = samples{older: w.samples.newer, newer: sent, at: now}
 	}
-	accounts := s.madeAccounts()
-	if pending <= s.limits.PendingAnswers || len(accounts) == 0 {
+	accounts := w.all()
+	if pending <= w.limits.PendingAnswers || len(accounts) == 0 {
 		return
 	}
-	// The server counts, for each account, the reply subjects under which answers are owed.
-	owed := func(acc *account) int { return acc.nats.NumPendingReverseResponses() }
-	most := slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(owed(a), owed(b)) })
-	if owed(most) >= s.limits.PendingAnswers/10 {
-		s.bar(most)
+	most := slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(w.owedTo(a), w.owedTo(b)) })
+	if w.owedTo(most) >= w.limits.PendingAnswers/10 {
+		w.bar(ctx, most)
 		return
 	}
 	// Somebody uses one reply subject again and again, which no client library does. That one has sent most since, and
 	// enough to have done it: nobody is cut off on suspicion.
-	before := s.samples.older
+	before := w.samples.older
 	if before == nil {
-		before = s.samples.newer
+		before = w.samples.newer
 	}
-	since := func(acc *account) int64 {
-		key := accountName(acc.role, acc.name)
-		return sent[key].messages - before[key].messages
-	}
+	since := func(acc *account) int64 { return sent[acc.key].messages - before[acc.key].messages }
 	most = slices.MaxFunc(accounts, func(a, b *account) int { return cmp.Compare(since(a), since(b)) })
-	if since(most) >= int64(s.limits.PendingAnswers)/10 {
-		s.bar(most)
+	if since(most) >= int64(w.limits.PendingAnswers)/10 {
+		w.bar(ctx, most)
 	}
 }
 
 // bar cuts an identity off for a while.
-func (s *Server) bar(acc *account) {
-	until := s.config.Now().Add(barFor)
-	acc.mu.Lock()
-	acc.barred = until
-	acc.mu.Unlock()
-	s.cuts.Add(1)
-	s.log.WarnContext(s.ctx, "identity cut off for flooding", "name", acc.name, "role", acc.role, "until", until)
-	if err := s.cut(accountName(acc.role, acc.name)); err != nil {
-		s.watchFailed("pending answers", err)
+func (w *watch) bar(ctx context.Context, acc *account) {
+	until := w.now().Add(barFor)
+	acc.bar(until)
+	w.cuts.Add(1)
+	w.log.WarnContext(ctx, "identity cut off for flooding", "name", acc.name, "role", acc.role, "until", until)
+	if err := w.cut(ctx, acc); err != nil {
+		w.failed(ctx, "floods", err)
 	}
 }
 
-func (s *Server) watchFailed(what string, err error) {
-	if s.ctx.Err() == nil {
-		s.log.WarnContext(s.ctx, "watching "+what, "error", err)
+func (w *watch) failed(ctx context.Context, what string, err error) {
+	if ctx.Err() == nil {
+		w.log.WarnContext(ctx, "watching "+what, "error", err)
 	}
-}
-
-func (s *Server) madeAccounts() []*account {
-	s.mu.Lock()
-	all := make([]*account, 0, len(s.accounts))
-	for _, acc := range s.accounts {
-		all = append(all, acc)
-	}
-	s.mu.Unlock()
-	return slices.DeleteFunc(all, func(acc *account) bool {
-		return !acc.made.Load()
-	})
-}
-
-func (acc *account) barredUntil() time.Time {
-	acc.mu.Lock()
-	defer acc.mu.Unlock()
-	return acc.barred
 }

@@ -76,10 +76,10 @@ func (w *world) start() {
 	w.t.Cleanup(func() { w.Server.Close() })
 }
 
-func (w *world) authenticate(_ context.Context, conn tls.ConnectionState, token string) (streams.Identity, error) {
+func (w *world) authenticate(_ context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
 	who, expires := token, time.Now().Add(time.Hour)
-	if len(conn.PeerCertificates) > 0 {
-		leaf := conn.PeerCertificates[0]
+	if len(certs) > 0 {
+		leaf := certs[0]
 		if err := leaf.CheckSignatureFrom(w.ca); err != nil {
 			return streams.Identity{}, err
 		}

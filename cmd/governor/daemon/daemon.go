@@ -12,7 +12,7 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -355,11 +355,11 @@ func (d *Daemon) authorize(p identity.Peer) error {
 }
 
 // authenticate says who holds a connection: by its X.509-SVID, or by a JWT-SVID for the governor.
-func (d *Daemon) authenticate(_ context.Context, state tls.ConnectionState, token string) (streams.Identity, error) {
+func (d *Daemon) authenticate(_ context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
 	var peer identity.Peer
 	var err error
-	if len(state.PeerCertificates) > 0 {
-		peer, err = identity.VerifyX509(state.PeerCertificates, d.authority, time.Now())
+	if len(certs) > 0 {
+		peer, err = identity.VerifyX509(certs, d.authority, time.Now())
 	} else {
 		peer, err = identity.VerifyJWT(token, d.Endpoint.Governor, d.authority, time.Now())
 	}
