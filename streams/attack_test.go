@@ -37,216 +37,226 @@ var governorsOwn = []string{
 
 func TestNobodyReachesTheGovernorsSubjects(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.serve(func(_ context.Context, req wire.Request) { t.Errorf("served %s of %s", req.Verb, req.Sender) })
-	w.join("agent/b")
-	for who, more := range map[string][]string{
-		"agent/a": {"handoff.revocations", "handoff.revoked.feed", "handoff.operator.revoke"},
-		"guard/a": {"handoff.revoked.feed", "handoff.operator.revoke", "handoff.offer.s.b", "handoff.claim.s",
-			"handoff.session.open", "handoff.inbox.CONSUMER.MSG.NEXT.INBOX.inbox", "$JS.ACK.INBOX.a.1.1.1.1.0"},
-		"operator/a": {"handoff.revoked.feed", "handoff.revocations", "handoff.offer.s.b", "handoff.operator.a.b.c",
-			"handoff.operator", "handoff.session.open", "handoff.inbox.CONSUMER.MSG.NEXT.INBOX.inbox"},
-	} {
-		c := w.join(who)
-		for _, subject := range slices.Concat(governorsOwn, more) {
-			c.denied(subject, "", nil)
-		}
-		for _, subject := range []string{">", "*", "*.>", "handoff.>", "handoff.*", "$JS.>", "$SYS.>", "in.>", "inbox.>",
-			"call.>", "handoff.offer.*.*", "_R_.>"} {
-			sub, err := c.SubscribeSync(subject)
-			check(t, err)
-			check(t, c.Flush())
-			select {
-			case err := <-c.errors:
-				if !errors.Is(err, nats.ErrPermissionViolation) {
-					t.Errorf("%s subscribing %s: %v", who, subject, err)
-				}
-			case <-time.After(5 * time.Second):
-				t.Errorf("%s may subscribe %s", who, subject)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		w.serve(func(_ context.Context, req wire.Request) { t.Errorf("served %s of %s", req.Verb, req.Sender) })
+		w.join("agent/b")
+		for who, more := range map[string][]string{
+			"agent/a": {"handoff.revocations", "handoff.revoked.feed", "handoff.operator.revoke"},
+			"guard/a": {"handoff.revoked.feed", "handoff.operator.revoke", "handoff.offer.s.b", "handoff.claim.s",
+				"handoff.session.open", "handoff.inbox.CONSUMER.MSG.NEXT.INBOX.inbox", "$JS.ACK.INBOX.a.1.1.1.1.0"},
+			"operator/a": {"handoff.revoked.feed", "handoff.revocations", "handoff.offer.s.b", "handoff.operator.a.b.c",
+				"handoff.operator", "handoff.session.open", "handoff.inbox.CONSUMER.MSG.NEXT.INBOX.inbox"},
+		} {
+			c := w.join(who)
+			for _, subject := range slices.Concat(governorsOwn, more) {
+				c.denied(subject, "", nil)
 			}
-			_ = sub.Unsubscribe()
+			for _, subject := range []string{">", "*", "*.>", "handoff.>", "handoff.*", "$JS.>", "$SYS.>", "in.>", "inbox.>",
+				"call.>", "handoff.offer.*.*", "_R_.>"} {
+				sub, err := c.SubscribeSync(subject)
+				check(t, err)
+				check(t, c.Flush())
+				select {
+				case err := <-c.errors:
+					if !errors.Is(err, nats.ErrPermissionViolation) {
+						t.Errorf("%s subscribing %s: %v", who, subject, err)
+					}
+				case <-time.After(5 * time.Second):
+					t.Errorf("%s may subscribe %s", who, subject)
+				}
+				_ = sub.Unsubscribe()
+			}
 		}
-	}
-	w.nothing()
+		w.nothing()
+	})
 }
 
 // The accounts must hold without the permissions.
 func TestAccountsHoldWithoutPermissions(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	streams.TestingWithoutPermissions(w.Server)
-	w.serve(func(_ context.Context, req wire.Request) {
-		if req.Sender != "a" {
-			t.Errorf("served %s of %s", req.Verb, req.Sender)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		streams.TestingWithoutPermissions(w.deployment)
+		w.serve(func(_ context.Context, req wire.Request) {
+			if req.Sender != "a" {
+				t.Errorf("served %s of %s", req.Verb, req.Sender)
+			}
+		})
+		a, b := w.join("agent/a"), w.join("agent/b")
+		b.offer("s", "c", "b's own")
+		ingress := w.fetch(1)[0] // pending in the governor's consumer
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("for b")}}))
+		pending, err := b.inbox().Next(jetstream.FetchMaxWait(5 * time.Second)) // pending in b's consumer
+		check(t, err)
+
+		all, err := a.SubscribeSync(">")
+		check(t, err)
+		for _, subject := range governorsOwn {
+			for _, body := range []string{"", "+ACK", "+NXT", "+TERM", "-NAK", `{"batch":10}`} {
+				check(t, a.PublishRequest(subject, a.NewInbox(), []byte(body)))
+			}
+		}
+		for _, subject := range []string{"$JS.ACK.INGRESS.governor.1.1.1.1.0", "$JS.ACK.INGRESS.governor.INBOX.a.1.1.1",
+			"$JS.ACK.INBOX.b.1.1.1.1.0", strings.Replace(pending.Reply(), ".b.", ".a.", 1), pending.Reply()} {
+			for _, body := range []string{"", "+NXT", "+TERM"} {
+				check(t, a.PublishRequest(subject, a.NewInbox(), []byte(body)))
+			}
+		}
+		// More than the governor's own pull takes in one turn.
+		const more = 20
+		for range more {
+			b.offer("s", "c", "b's second")
+		}
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("second for b")}}))
+		check(t, a.Flush())
+		for {
+			msg, err := all.NextMsg(200 * time.Millisecond)
+			if err != nil {
+				break
+			}
+			if body := string(msg.Data); strings.Contains(body, "for b") || strings.Contains(body, "b's") ||
+				strings.Contains(body, `"stream_detail"`) || strings.Contains(body, `"streams":[`) {
+				t.Errorf("a received %q on %s", body, msg.Subject)
+			}
+		}
+		for _, in := range w.fetch(more) {
+			if in.Sender != "b" || string(in.Body) != "b's second" {
+				t.Errorf("the governor got %s's %q", in.Sender, in.Body)
+			}
+		}
+		w.nothing()
+		// Neither the governor's pending message nor b's was settled by a.
+		check(t, ingress.Retry(0))
+		if in := w.fetch(1)[0]; string(in.Body) != "b's own" || in.Deliveries != 2 {
+			t.Errorf("came again: %+v", in)
+		}
+		check(t, pending.Nak())
+		seen := map[string]bool{}
+		for range 2 {
+			msg, err := b.inbox().Next(jetstream.FetchMaxWait(5 * time.Second))
+			check(t, err)
+			seen[string(msg.Data())] = true
+		}
+		if !seen["for b"] || !seen["second for b"] {
+			t.Errorf("b received %v", seen)
 		}
 	})
-	a, b := w.join("agent/a"), w.join("agent/b")
-	b.offer("s", "c", "b's own")
-	ingress := w.fetch(1)[0] // pending in the governor's consumer
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("for b")}}))
-	pending, err := b.inbox().Next(jetstream.FetchMaxWait(5 * time.Second)) // pending in b's consumer
-	check(t, err)
-
-	all, err := a.SubscribeSync(">")
-	check(t, err)
-	for _, subject := range governorsOwn {
-		for _, body := range []string{"", "+ACK", "+NXT", "+TERM", "-NAK", `{"batch":10}`} {
-			check(t, a.PublishRequest(subject, a.NewInbox(), []byte(body)))
-		}
-	}
-	for _, subject := range []string{"$JS.ACK.INGRESS.governor.1.1.1.1.0", "$JS.ACK.INGRESS.governor.INBOX.a.1.1.1",
-		"$JS.ACK.INBOX.b.1.1.1.1.0", strings.Replace(pending.Reply(), ".b.", ".a.", 1), pending.Reply()} {
-		for _, body := range []string{"", "+NXT", "+TERM"} {
-			check(t, a.PublishRequest(subject, a.NewInbox(), []byte(body)))
-		}
-	}
-	// More than the governor's own pull takes in one turn.
-	const more = 20
-	for range more {
-		b.offer("s", "c", "b's second")
-	}
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("second for b")}}))
-	check(t, a.Flush())
-	for {
-		msg, err := all.NextMsg(200 * time.Millisecond)
-		if err != nil {
-			break
-		}
-		if body := string(msg.Data); strings.Contains(body, "for b") || strings.Contains(body, "b's") ||
-			strings.Contains(body, `"stream_detail"`) || strings.Contains(body, `"streams":[`) {
-			t.Errorf("a received %q on %s", body, msg.Subject)
-		}
-	}
-	for _, in := range w.fetch(more) {
-		if in.Sender != "b" || string(in.Body) != "b's second" {
-			t.Errorf("the governor got %s's %q", in.Sender, in.Body)
-		}
-	}
-	w.nothing()
-	// Neither the governor's pending message nor b's was settled by a.
-	check(t, ingress.Retry(0))
-	if in := w.fetch(1)[0]; string(in.Body) != "b's own" || in.Deliveries != 2 {
-		t.Errorf("came again: %+v", in)
-	}
-	check(t, pending.Nak())
-	seen := map[string]bool{}
-	for range 2 {
-		msg, err := b.inbox().Next(jetstream.FetchMaxWait(5 * time.Second))
-		check(t, err)
-		seen[string(msg.Data())] = true
-	}
-	if !seen["for b"] || !seen["second for b"] {
-		t.Errorf("b received %v", seen)
-	}
 }
 
 // The server publishes its answers wherever the request's reply says. Between accounts it must not.
 func TestReplySubjectsReachNobodyElse(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	streams.TestingWithoutPermissions(w.Server)
-	w.serve(func(_ context.Context, req wire.Request) {
-		if req.Sender != "a" {
-			t.Errorf("served %s of %s", req.Verb, req.Sender)
-		}
-		_ = req.Respond([]byte("+TERM"))
-	})
-	a, b := w.join("agent/a"), w.join("agent/b")
-	b.offer("s", "c", "b's own")
-	ingress := w.fetch(1)[0]
-	listening, err := b.SubscribeSync(">")
-	check(t, err)
-	check(t, b.Flush())
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "a", Body: []byte("+TERM")}}))
-
-	pull := wire.InboxPrefix + ".CONSUMER.MSG.NEXT.INBOX.inbox"
-	for _, reply := range slices.Concat(governorsOwn, []string{"_R_.x", "_R_.>", ">", "*"}) {
-		for _, subject := range []string{wire.OfferSubject("s", "c"), wire.SubjectKeys, pull} {
-			body := []byte(`{"batch":1,"no_wait":true}`)
-			check(t, a.PublishRequest(subject, reply, body))
-		}
-	}
-	check(t, a.Flush())
-	if msg, err := listening.NextMsg(200 * time.Millisecond); err == nil {
-		t.Errorf("b received %q on %s", msg.Data, msg.Subject)
-	}
-	for {
-		batch, err := w.Governor().Fetch(t.Context(), 100, 100*time.Millisecond)
-		check(t, err)
-		if len(batch) == 0 {
-			break
-		}
-		for _, in := range batch {
-			if in.Sender != "a" {
-				t.Errorf("the server published as %s: %q", in.Sender, in.Body)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		streams.TestingWithoutPermissions(w.deployment)
+		w.serve(func(_ context.Context, req wire.Request) {
+			if req.Sender != "a" {
+				t.Errorf("served %s of %s", req.Verb, req.Sender)
 			}
-			check(t, in.Ack())
+			_ = req.Respond([]byte("+TERM"))
+		})
+		a, b := w.join("agent/a"), w.join("agent/b")
+		b.offer("s", "c", "b's own")
+		ingress := w.fetch(1)[0]
+		listening, err := b.SubscribeSync(">")
+		check(t, err)
+		check(t, b.Flush())
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "a", Body: []byte("+TERM")}}))
+
+		pull := wire.InboxPrefix + ".CONSUMER.MSG.NEXT.INBOX.inbox"
+		for _, reply := range slices.Concat(governorsOwn, []string{"_R_.x", "_R_.>", ">", "*"}) {
+			for _, subject := range []string{wire.OfferSubject("s", "c"), wire.SubjectKeys, pull} {
+				body := []byte(`{"batch":1,"no_wait":true}`)
+				check(t, a.PublishRequest(subject, reply, body))
+			}
 		}
-	}
-	check(t, ingress.Retry(0))
-	if in := w.fetch(1)[0]; string(in.Body) != "b's own" {
-		t.Errorf("came again: %+v", in)
-	}
+		check(t, a.Flush())
+		if msg, err := listening.NextMsg(200 * time.Millisecond); err == nil {
+			t.Errorf("b received %q on %s", msg.Data, msg.Subject)
+		}
+		for {
+			batch, err := w.Governor().Fetch(t.Context(), 100, 100*time.Millisecond)
+			check(t, err)
+			if len(batch) == 0 {
+				break
+			}
+			for _, in := range batch {
+				if in.Sender != "a" {
+					t.Errorf("the server published as %s: %q", in.Sender, in.Body)
+				}
+				check(t, in.Ack())
+			}
+		}
+		check(t, ingress.Retry(0))
+		if in := w.fetch(1)[0]; string(in.Body) != "b's own" {
+			t.Errorf("came again: %+v", in)
+		}
+	})
 }
 
 func TestPublishersCannotUseJetStreamHeadersOnOthers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a, b := w.join("agent/a"), w.join("agent/b")
-	b.offer("s", "c", "b's own")
-	for name, value := range map[string]string{
-		"Nats-Rollup": "all", "Nats-TTL": "1s", "Nats-Schedule": "@at 2099-01-01T00:00:00Z", "Nats-Batch-Id": "x",
-		"Nats-Incr": "1", "Nats-Stream-Source": "INGRESS 1",
-	} {
-		msg := nats.NewMsg(wire.OfferSubject("s", "c"))
-		msg.Header[name] = []string{value}
-		msg.Header["Nats-Batch-Sequence"] = []string{"1"}
-		msg.Header["Nats-Schedule-Target"] = []string{"in.b.offer.s.c"}
-		ack, err := a.js.PublishMsg(t.Context(), msg, jetstream.WithRetryAttempts(0))
-		if err == nil && name != "Nats-Stream-Source" {
-			t.Errorf("%s was accepted: %+v", name, ack)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a, b := w.join("agent/a"), w.join("agent/b")
+		b.offer("s", "c", "b's own")
+		for name, value := range map[string]string{
+			"Nats-Rollup": "all", "Nats-TTL": "1s", "Nats-Schedule": "@at 2099-01-01T00:00:00Z", "Nats-Batch-Id": "x",
+			"Nats-Incr": "1", "Nats-Stream-Source": "INGRESS 1",
+		} {
+			msg := nats.NewMsg(wire.OfferSubject("s", "c"))
+			msg.Header[name] = []string{value}
+			msg.Header["Nats-Batch-Sequence"] = []string{"1"}
+			msg.Header["Nats-Schedule-Target"] = []string{"in.b.offer.s.c"}
+			ack, err := a.js.PublishMsg(t.Context(), msg, jetstream.WithRetryAttempts(0))
+			if err == nil && name != "Nats-Stream-Source" {
+				t.Errorf("%s was accepted: %+v", name, ack)
+			}
 		}
-	}
-	if in := w.fetch(1)[0]; string(in.Body) != "b's own" || in.Sender != "b" {
-		t.Errorf("came: %+v", in)
-	}
-	// Message IDs share one name space, for a moment only.
-	id := jetstream.WithMsgID("guessed")
-	_, err := a.js.Publish(t.Context(), wire.OfferSubject("s", "c"), nil, id)
-	check(t, err)
-	time.Sleep(250 * time.Millisecond) // beyond the window, which has no event to wait for
-	ack, err := b.js.Publish(t.Context(), wire.OfferSubject("s", "c"), nil, id)
-	check(t, err)
-	if ack.Duplicate {
-		t.Error("a's message ID swallowed b's message")
-	}
+		if in := w.fetch(1)[0]; string(in.Body) != "b's own" || in.Sender != "b" {
+			t.Errorf("came: %+v", in)
+		}
+		// Message IDs share one name space, for a moment only.
+		id := jetstream.WithMsgID("guessed")
+		_, err := a.js.Publish(t.Context(), wire.OfferSubject("s", "c"), nil, id)
+		check(t, err)
+		time.Sleep(250 * time.Millisecond) // beyond the window, which has no event to wait for
+		ack, err := b.js.Publish(t.Context(), wire.OfferSubject("s", "c"), nil, id)
+		check(t, err)
+		if ack.Duplicate {
+			t.Error("a's message ID swallowed b's message")
+		}
+	})
 }
 
 // Tokens of subjects are the sender's choice; none may confuse the stream.
 func TestStrangeSubjectTokens(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a := w.join("agent/a")
-	tokens := []string{"*", ">", "$1", "{{wildcard(1)}}", "\x7f", "\xff", "offer", "é", strings.Repeat("x", 900)}
-	for _, token := range tokens {
-		// The client library may refuse some; those that pass must come out as they are.
-		raw := fmt.Sprintf("handoff.offer.%s.%s", token, token)
-		_ = a.PublishMsg(&nats.Msg{Subject: raw, Reply: a.NewInbox()})
-	}
-	check(t, a.Flush())
-	a.offer("s", "b", "last")
-	for {
-		in := w.fetch(1)[0]
-		if in.Sender != "a" {
-			t.Errorf("sender %q", in.Sender)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a := w.join("agent/a")
+		tokens := []string{"*", ">", "$1", "{{wildcard(1)}}", "\x7f", "\xff", "offer", "é", strings.Repeat("x", 900)}
+		for _, token := range tokens {
+			// The client library may refuse some; those that pass must come out as they are.
+			raw := fmt.Sprintf("handoff.offer.%s.%s", token, token)
+			_ = a.PublishMsg(&nats.Msg{Subject: raw, Reply: a.NewInbox()})
 		}
-		if in.Session == "s" {
-			check(t, in.Ack())
-			break
+		check(t, a.Flush())
+		a.offer("s", "b", "last")
+		for {
+			in := w.fetch(1)[0]
+			if in.Sender != "a" {
+				t.Errorf("sender %q", in.Sender)
+			}
+			if in.Session == "s" {
+				check(t, in.Ack())
+				break
+			}
+			check(t, w.Governor().Quarantine(t.Context(), in, wire.CodeMalformed, "strange"))
 		}
-		check(t, w.Governor().Quarantine(t.Context(), in, wire.CodeMalformed, "strange"))
-	}
-	w.nothing()
+		w.nothing()
+	})
 }
 
 func TestATokenBesideACertificateGivesNothing(t *testing.T) {

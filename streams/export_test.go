@@ -10,9 +10,9 @@ import (
 )
 
 // TestingQuarantined reads the last quarantined message of a sender.
-func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawStreamMsg {
+func TestingQuarantined(t testing.TB, b *Bus, sender string) *jetstream.RawStreamMsg {
 	t.Helper()
-	stream, err := s.bus.writer.Stream(t.Context(), streamQuarantine)
+	stream, err := b.writer.Stream(t.Context(), streamQuarantine)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,14 +24,20 @@ func TestingQuarantined(t testing.TB, s *Server, sender string) *jetstream.RawSt
 }
 
 // TestingWithoutPermissions lifts the permissions of those who connect from now on.
-func TestingWithoutPermissions(s *Server) {
-	s.permissions = func(Role, string, string) *allowed { return nil }
+func TestingWithoutPermissions(deployment any) {
+	none := func(Role, string, string) *allowed { return nil }
+	switch d := deployment.(type) {
+	case *Server:
+		d.permissions = none
+	case *Cluster:
+		d.permissions = none
+	}
 }
 
 // TestingInProcess connects as the governor does, but with another secret, and returns what the server says.
-func TestingInProcess(t testing.TB, s *Server, secret string) string {
+func TestingInProcess(t testing.TB, deployment any, secret string) string {
 	t.Helper()
-	conn, err := s.nats.InProcessConn()
+	conn, err := deployment.(*Server).nats.InProcessConn()
 	if err != nil {
 		t.Fatal(err)
 	}

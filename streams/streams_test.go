@@ -105,7 +105,7 @@ func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
 	})
 	check(t, err)
 	check(t, w.Governor().Quarantine(t.Context(), w.fetch(1)[0], wire.CodeMalformed, "bad\r\nHandoff-From: mallory"))
-	msg := streams.TestingQuarantined(t, w.Server, "a")
+	msg := streams.TestingQuarantined(t, w.Governor(), "a")
 	h := msg.Header
 	if h.Get("Handoff-Code") != "malformed" || h.Get("Handoff-Reason") != "bad  Handoff-From: mallory" ||
 		h.Get("Handoff-From") != "a" || h.Get("Handoff-Subject") != "in.a.offer.s.b" {
@@ -506,7 +506,7 @@ func TestWhoMayConnect(t *testing.T) {
 	refused("user and password", conn, err)
 
 	for _, secret := range []string{"", "guess"} {
-		if answer := streams.TestingInProcess(t, w.Server, secret); answer != "-ERR 'Authorization Violation'" {
+		if answer := streams.TestingInProcess(t, w.deployment, secret); answer != "-ERR 'Authorization Violation'" {
 			t.Errorf("in-process with the secret %q: %s", secret, answer)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"log/slog"
 	"math/big"
@@ -23,23 +24,79 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 	"github.com/handoff-governor/handoff-governor/streams"
+	"github.com/handoff-governor/handoff-governor/streams/clustertest"
 )
 
-// world is a server with its authority over names, and the clients that connect to it.
+// deployment is what an embedded server and a cluster have in common.
+type deployment interface {
+	Governor() *streams.Bus
+	URL() string
+	Disconnect(ctx context.Context, name string) error
+	Recheck(ctx context.Context) error
+	Close() error
+}
+
+// world is a deployment with its authority over names, and the clients that connect to it.
 type world struct {
-	*streams.Server
-	t      testing.TB
-	config streams.Config
-	key    *ecdsa.PrivateKey
-	ca     *x509.Certificate
+	deployment
+	t       testing.TB
+	config  streams.Config
+	cluster *clustertest.Cluster // nil for an embedded server
+	keys    *streams.ClusterKeys
+	key     *ecdsa.PrivateKey
+	ca      *x509.Certificate
 
 	mu     sync.Mutex
 	banned map[string]bool
 	log    *logSink
 }
 
+// inBoth runs a test in an embedded server and in a cluster.
+func inBoth(t *testing.T, test func(t *testing.T, start func(change ...func(*streams.Config)) *world)) {
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(change ...func(*streams.Config)) *world { return newWorld(t, change...) })
+	})
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(change ...func(*streams.Config)) *world { return newCluster(t, change...) })
+	})
+}
+
 // newWorld starts a server. Certificates name their holder as role/name; so do the tokens of those who have none.
 func newWorld(t testing.TB, change ...func(*streams.Config)) *world {
+	t.Helper()
+	w := makeWorld(t, change)
+	w.start()
+	return w
+}
+
+// newCluster starts three servers, and joins them.
+func newCluster(t testing.TB, change ...func(*streams.Config)) *world {
+	t.Helper()
+	w := makeWorld(t, change)
+	var err error
+	w.keys, _, err = streams.NewClusterKeys()
+	check(t, err)
+	w.cluster = clustertest.Start(t, 3, w.keys, w.files)
+	w.start()
+	return w
+}
+
+// files are a node's.
+func (w *world) files(string) clustertest.Files {
+	w.t.Helper()
+	cert := w.issue("nats", time.Hour)
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	check(w.t, err)
+	return clustertest.Files{
+		Cert:   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}),
+		Key:    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+		Bundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ca.Raw}),
+	}
+}
+
+func makeWorld(t testing.TB, change []func(*streams.Config)) *world {
 	t.Helper()
 	w := &world{t: t, banned: map[string]bool{}, log: &logSink{}}
 	w.key = newKey(t)
@@ -64,16 +121,34 @@ func newWorld(t testing.TB, change ...func(*streams.Config)) *world {
 	for _, f := range change {
 		f(&w.config)
 	}
-	w.start()
 	return w
 }
 
 func (w *world) start() {
 	w.t.Helper()
-	var err error
-	w.Server, err = streams.Start(w.t.Context(), w.config)
-	check(w.t, err)
-	w.t.Cleanup(func() { w.Server.Close() })
+	if w.cluster == nil {
+		server, err := streams.Start(w.t.Context(), w.config)
+		check(w.t, err)
+		w.deployment = server
+	} else {
+		own := &tls.Config{Certificates: []tls.Certificate{w.issue("governor", time.Hour)}, RootCAs: w.roots()}
+		cluster, err := streams.Join(w.t.Context(), streams.ClusterConfig{
+			URLs: w.cluster.URLs, TLS: own, Keys: w.keys, Authenticate: w.config.Authenticate, Logger: w.config.Logger,
+			Now: w.config.Now, Limits: w.config.Limits,
+		})
+		if err != nil {
+			w.t.Fatalf("%v\n%s\n%s", err, w.cluster.Log(0), w.log)
+		}
+		w.deployment = cluster
+	}
+	started := w.deployment
+	w.t.Cleanup(func() { started.Close() })
+}
+
+func (w *world) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(w.ca)
+	return pool
 }
 
 func (w *world) authenticate(_ context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
@@ -123,8 +198,7 @@ func (w *world) dialWith(cert tls.Certificate, opts ...nats.Option) (*nats.Conn,
 }
 
 func (w *world) dialTLS(config *tls.Config, opts ...nats.Option) (*nats.Conn, error) {
-	config.RootCAs = x509.NewCertPool()
-	config.RootCAs.AddCert(w.ca)
+	config.RootCAs = w.roots()
 	opts = append([]nats.Option{nats.Secure(config), nats.TLSHandshakeFirst(), nats.Timeout(5 * time.Second),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}, opts...)
 	return nats.Connect(w.URL(), opts...)
