@@ -77,7 +77,7 @@ func (b *Bus) open(ctx context.Context, replicas int) (err error) {
 		return err
 	}
 	for _, config := range streamConfigs(b.limits, replicas) {
-		if _, err := b.writer.CreateOrUpdateStream(ctx, config); err != nil {
+		if err := b.makeStream(ctx, config); err != nil {
 			return fmt.Errorf("making stream %s: %w", config.Name, err)
 		}
 	}
@@ -105,6 +105,49 @@ func (b *Bus) open(ctx context.Context, replicas int) (err error) {
 	}
 	b.pumping.Go(b.pump)
 	return nil
+}
+
+// A cluster that has just been started has no leader for its streams yet, or does not know all of its servers.
+const (
+	streamsWithin = time.Minute
+	streamTry     = 2 * time.Second
+	streamPause   = 100 * time.Millisecond
+)
+
+// makeStream makes a stream, or brings it up to date, as soon as the servers can.
+func (b *Bus) makeStream(ctx context.Context, config jetstream.StreamConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, streamsWithin)
+	defer cancel()
+	for told := false; ; told = true {
+		try, stop := context.WithTimeout(ctx, streamTry)
+		_, err := b.writer.CreateOrUpdateStream(try, config)
+		stop()
+		if err == nil || !notReady(err) {
+			return err
+		}
+		if !told {
+			b.log.InfoContext(ctx, "waiting for JetStream", "stream", config.Name, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("JetStream is not ready: %w", err)
+		case <-time.After(streamPause):
+		}
+	}
+}
+
+// notReady tells whether an answer of JetStream may be another one in a moment.
+func notReady(err error) bool {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		switch api.ErrorCode {
+		case 10004, // cluster incomplete
+			10005, // no suitable peers for placement
+			10008: // JetStream system temporarily unavailable
+			return true
+		}
+		return false
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout)
 }
 
 func (b *Bus) close() {

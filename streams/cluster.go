@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
@@ -90,7 +91,7 @@ func Join(ctx context.Context, config ClusterConfig) (*Cluster, error) {
 		config.Now = time.Now
 	}
 	c := &Cluster{
-		identities:  newIdentities(config.Limits.WithDefaults(), config.Authenticate, config.Now),
+		identities:  newIdentities(config.Limits.WithDefaults(), config.Authenticate, config.Now, keys.accountKey),
 		config:      config,
 		log:         config.Logger,
 		keys:        keys,
@@ -242,7 +243,7 @@ func (c *Cluster) cut(ctx context.Context, acc *account) error {
 	acc.ready.Lock()
 	defer acc.ready.Unlock()
 	if err := c.push(ctx, c.claims(acc, true), ""); err != nil {
-		return fmt.Errorf("streams: cutting off %s: %w", acc.key, err)
+		return fmt.Errorf("streams: cutting off %s: %w", accountName(acc.role, acc.name), err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -362,19 +363,7 @@ func (c *Cluster) sent(ctx context.Context) (map[string]traffic, error) {
 			Server struct {
 				ID string `json:"id"`
 			} `json:"server"`
-			Data struct {
-				Accounts []struct {
-					Account  string `json:"acc"`
-					Received struct {
-						Messages int64 `json:"msgs"`
-						Bytes    int64 `json:"bytes"`
-						Routes   struct {
-							Messages int64 `json:"msgs"`
-							Bytes    int64 `json:"bytes"`
-						} `json:"routes"`
-					} `json:"received"`
-				} `json:"accounts"`
-			} `json:"data"`
+			Data server.AccountStatz `json:"data"`
 		}
 		if err := json.Unmarshal(body, &answer); err != nil {
 			return false, err
@@ -382,9 +371,8 @@ func (c *Cluster) sent(ctx context.Context) (map[string]traffic, error) {
 		accounts := make(map[string]traffic, len(answer.Data.Accounts))
 		for _, a := range answer.Data.Accounts {
 			// What came over routes was counted where it came in.
-			accounts[a.Account] = traffic{
-				a.Received.Messages - a.Received.Routes.Messages, a.Received.Bytes - a.Received.Routes.Bytes,
-			}
+			all, routed := a.Received, cmp.Or(a.Received.Routes, &server.MsgBytes{})
+			accounts[a.Account] = traffic{all.Msgs - routed.Msgs, all.Bytes - routed.Bytes}
 		}
 		answers[answer.Server.ID] = accounts
 		return false, nil

@@ -54,9 +54,14 @@ func TestingInProcess(t testing.TB, deployment any, secret string) string {
 }
 
 // TestingAckV2 rewrites a first-form ack subject of an agent's inbox to the second form.
-func TestingAckV2(name, reply string) string {
-	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(ackSubjects(name, governorAccount)[0], "*.*.*.*.*"))
-	return strings.TrimSuffix(ackSubjects(name, governorAccount)[1], ">") + numbers
+func TestingAckV2(deployment any, name, reply string) string {
+	gov := governorAccount
+	if c, ok := deployment.(*Cluster); ok {
+		gov = c.keys.governorKey
+	}
+	subjects := ackSubjects(name, gov)
+	numbers := strings.TrimPrefix(reply, strings.TrimSuffix(subjects[0], "*.*.*.*.*"))
+	return strings.TrimSuffix(subjects[1], ">") + numbers
 }
 
 // ReadAhead is how many bytes were read and not fetched.

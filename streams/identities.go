@@ -47,6 +47,7 @@ type identities struct {
 	limits       Limits
 	authenticate Authenticate
 	now          func() time.Time
+	keyOf        func(role Role, name string) string // what the server calls an account
 	// cuts counts those cut off, so that none is overtaken by a connection that is just being judged.
 	cuts atomic.Uint64
 
@@ -58,7 +59,7 @@ type identities struct {
 type account struct {
 	role Role
 	name string
-	key  string // what the server calls it
+	key  string // keyOf
 
 	ready sync.Mutex // held while it is being made, and to make the limit of connections exact
 	made  atomic.Bool
@@ -81,8 +82,8 @@ type admission struct {
 // renewed at half its life.
 const maxAdmissions = 256
 
-func newIdentities(limits Limits, authenticate Authenticate, now func() time.Time) *identities {
-	return &identities{limits: limits, authenticate: authenticate, now: now, accounts: make(map[string]*account)}
+func newIdentities(limits Limits, authenticate Authenticate, now func() time.Time, keyOf func(Role, string) string) *identities {
+	return &identities{limits: limits, authenticate: authenticate, now: now, keyOf: keyOf, accounts: make(map[string]*account)}
 }
 
 // judge authenticates whoever connects and finds its account, which may still have to be made.
@@ -114,16 +115,16 @@ func (r *identities) judge(ctx context.Context, certs []*x509.Certificate, token
 }
 
 func (r *identities) account(role Role, name string) (*account, error) {
-	key := accountName(role, name)
+	index := accountName(role, name)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	acc := r.accounts[key]
+	acc := r.accounts[index]
 	if acc == nil {
 		if len(r.accounts) >= r.limits.Agents {
 			return nil, fmt.Errorf("more than %d identities: raise the limit", r.limits.Agents)
 		}
-		acc = &account{role: role, name: name, key: key}
-		r.accounts[key] = acc
+		acc = &account{role: role, name: name, key: r.keyOf(role, name)}
+		r.accounts[index] = acc
 	}
 	return acc, nil
 }

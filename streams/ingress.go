@@ -20,6 +20,8 @@ const (
 	pullMessages = 1024
 	pullBytes    = 8 << 20
 	pullFor      = 5 * time.Second
+	pullPulse    = time.Second            // how often the server says that it has not forgotten a request
+	pullSilence  = 5 * pullPulse / 2      // after which it has: its leader is gone, or the connection was another one
 	pullAgain    = 100 * time.Millisecond // after a request that brought nothing
 )
 
@@ -37,6 +39,7 @@ type puller struct {
 	arrived chan *nats.Msg
 	count   int
 	pulls   []pull    // oldest first, which is the order in which the server serves them
+	heard   time.Time // when the server sent something last
 	resting time.Time // until when nothing is asked
 }
 
@@ -50,13 +53,17 @@ func newPuller(conn *nats.Conn) (*puller, error) {
 // ask asks for more, if little is on its way.
 func (p *puller) ask(now time.Time) error {
 	// The server ends a request in time and says so. What it says may get lost with a connection.
-	p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool { return now.Sub(q.asked) > pullFor+time.Second })
+	p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool {
+		return now.Sub(q.asked) > pullFor+time.Second || now.Sub(q.asked) > pullSilence && now.Sub(p.heard) > pullSilence
+	})
 	if len(p.pulls) > 1 || len(p.pulls) == 1 && p.pulls[0].left > pullMessages/2 || now.Before(p.resting) {
 		return nil
 	}
 	p.count++
 	next := pull{reply: p.inbox + strconv.Itoa(p.count), asked: now, left: pullMessages}
-	body, err := json.Marshal(map[string]int64{"batch": pullMessages, "max_bytes": pullBytes, "expires": int64(pullFor)})
+	body, err := json.Marshal(map[string]int64{
+		"batch": pullMessages, "max_bytes": pullBytes, "expires": int64(pullFor), "idle_heartbeat": int64(pullPulse),
+	})
 	if err != nil {
 		return err
 	}
@@ -70,6 +77,7 @@ func (p *puller) ask(now time.Time) error {
 // ours tells whether a message is one of the stream. The server alone writes the subject: of a message it is the
 // stream's, of a status it is the one that was asked with.
 func (p *puller) ours(msg *nats.Msg) bool {
+	p.heard = time.Now()
 	if strings.HasPrefix(msg.Subject, subjectIngress) {
 		if len(p.pulls) > 0 {
 			if p.pulls[0].left--; p.pulls[0].left == 0 {
@@ -78,9 +86,12 @@ func (p *puller) ours(msg *nats.Msg) bool {
 		}
 		return true
 	}
+	if msg.Header.Get("Status") == "100" { // the pulse
+		return false
+	}
 	p.pulls = slices.DeleteFunc(p.pulls, func(q pull) bool {
 		if q.reply == msg.Subject && q.left == pullMessages {
-			p.resting = time.Now().Add(pullAgain)
+			p.resting = p.heard.Add(pullAgain)
 		}
 		return q.reply == msg.Subject
 	})

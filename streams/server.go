@@ -91,7 +91,7 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	}
 
 	s := &Server{
-		identities: newIdentities(limits, config.Authenticate, config.Now),
+		identities: newIdentities(limits, config.Authenticate, config.Now, accountName),
 		config:     config,
 		log:        config.Logger,
 		secret:     rand.Text(),

@@ -24,19 +24,21 @@ import (
 
 func TestOffersAndResultsCarryTheStampedSender(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a := w.join("agent/a")
-	a.offer("s1", "b", "task")
-	_, err := a.js.Publish(t.Context(), wire.ResultSubject("s1"), []byte("result"))
-	check(t, err)
-	in := w.fetch(2)
-	if m := in[0]; m.Kind != "offer" || m.Sender != "a" || m.Session != "s1" || m.To != "b" ||
-		string(m.Body) != "task" || m.Deliveries != 1 || time.Since(m.Queued).Abs() > time.Minute {
-		t.Errorf("offer came as %+v", m)
-	}
-	if m := in[1]; m.Kind != "result" || m.Sender != "a" || m.Session != "s1" || m.To != "" {
-		t.Errorf("result came as %+v", m)
-	}
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a := w.join("agent/a")
+		a.offer("s1", "b", "task")
+		_, err := a.js.Publish(t.Context(), wire.ResultSubject("s1"), []byte("result"))
+		check(t, err)
+		in := w.fetch(2)
+		if m := in[0]; m.Kind != "offer" || m.Sender != "a" || m.Session != "s1" || m.To != "b" ||
+			string(m.Body) != "task" || m.Deliveries != 1 || time.Since(m.Queued).Abs() > time.Minute {
+			t.Errorf("offer came as %+v", m)
+		}
+		if m := in[1]; m.Kind != "result" || m.Sender != "a" || m.Session != "s1" || m.To != "" {
+			t.Errorf("result came as %+v", m)
+		}
+	})
 }
 
 func TestHeadersPassAsTheyAre(t *testing.T) {
@@ -74,25 +76,27 @@ func TestBodySizes(t *testing.T) {
 
 func TestSettling(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *streams.Config) { c.Limits.AckWait = 200 * time.Millisecond })
-	a := w.join("agent/a")
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start(func(c *streams.Config) { c.Limits.AckWait = 200 * time.Millisecond })
+		a := w.join("agent/a")
 
-	a.offer("s", "b", "unsettled")
-	w.fetch(1)
-	in := w.fetch(1)[0]
-	if in.Deliveries != 2 {
-		t.Errorf("unsettled: delivery %d, want 2", in.Deliveries)
-	}
-	check(t, in.Retry(10*time.Millisecond))
-	in = w.fetch(1)[0]
-	if in.Deliveries != 3 {
-		t.Errorf("retried: delivery %d, want 3", in.Deliveries)
-	}
-	check(t, w.Governor().Quarantine(t.Context(), in, wire.CodeQuarantineUnknown, "no\r\nHandoff-From: mallory"))
-	a.offer("s", "b", "acked")
-	check(t, w.fetch(1)[0].Ack())
-	time.Sleep(300 * time.Millisecond) // longer than AckWait: nothing may come again
-	w.nothing()
+		a.offer("s", "b", "unsettled")
+		w.fetch(1)
+		in := w.fetch(1)[0]
+		if in.Deliveries != 2 {
+			t.Errorf("unsettled: delivery %d, want 2", in.Deliveries)
+		}
+		check(t, in.Retry(10*time.Millisecond))
+		in = w.fetch(1)[0]
+		if in.Deliveries != 3 {
+			t.Errorf("retried: delivery %d, want 3", in.Deliveries)
+		}
+		check(t, w.Governor().Quarantine(t.Context(), in, wire.CodeQuarantineUnknown, "no\r\nHandoff-From: mallory"))
+		a.offer("s", "b", "acked")
+		check(t, w.fetch(1)[0].Ack())
+		time.Sleep(300 * time.Millisecond) // longer than AckWait: nothing may come again
+		w.nothing()
+	})
 }
 
 func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
@@ -126,67 +130,69 @@ func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
 
 func TestInbox(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *streams.Config) { c.Limits.AckWait = 300 * time.Millisecond })
-	// b has never connected when the first message comes.
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{
-		{To: "b", Header: map[string][]string{wire.HeaderKind: {wire.KindTask}}, Body: []byte("1")},
-		{To: "c", Body: []byte("for c")},
-	}))
-	b := w.join("agent/b")
-	inbox := b.inbox()
-	next := func() jetstream.Msg {
-		t.Helper()
-		msg, err := inbox.Next(jetstream.FetchMaxWait(5 * time.Second))
-		check(t, err)
-		return msg
-	}
-	msg := next()
-	if string(msg.Data()) != "1" || msg.Headers().Get(wire.HeaderKind) != wire.KindTask {
-		t.Errorf("got %q with %v", msg.Data(), msg.Headers())
-	}
-	if meta, err := msg.Metadata(); err != nil || meta.NumDelivered != 1 {
-		t.Errorf("metadata %+v, %v", meta, err)
-	}
-	check(t, msg.InProgress())
-	check(t, msg.NakWithDelay(10*time.Millisecond))
-	msg = next()
-	if meta, err := msg.Metadata(); err != nil || meta.NumDelivered != 2 {
-		t.Errorf("after nak: metadata %+v, %v", meta, err)
-	}
-	msg = next() // not settled within AckWait
-	check(t, msg.DoubleAck(t.Context()))
-
-	// Servers from 2.16 on ask for acks in another form.
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("acked in the second form")}}))
-	if _, err := b.Request(streams.TestingAckV2("b", next().Reply()), []byte("+ACK"), 5*time.Second); err != nil {
-		t.Errorf("ack in the second form: %v", err)
-	}
-
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("2")}, {To: "b", Body: []byte("3")}}))
-	batch, err := inbox.Fetch(2, jetstream.FetchMaxWait(5*time.Second))
-	check(t, err)
-	got := ""
-	for msg := range batch.Messages() {
-		got += string(msg.Data())
-		check(t, msg.DoubleAck(t.Context()))
-	}
-	if got != "23" {
-		t.Errorf("Fetch got %q", got)
-	}
-
-	consumed := make(chan string)
-	consuming, err := inbox.Consume(func(msg jetstream.Msg) {
-		if err := msg.DoubleAck(t.Context()); err != nil {
-			t.Error(err)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start(func(c *streams.Config) { c.Limits.AckWait = 300 * time.Millisecond })
+		// b has never connected when the first message comes.
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{
+			{To: "b", Header: map[string][]string{wire.HeaderKind: {wire.KindTask}}, Body: []byte("1")},
+			{To: "c", Body: []byte("for c")},
+		}))
+		b := w.join("agent/b")
+		inbox := b.inbox()
+		next := func() jetstream.Msg {
+			t.Helper()
+			msg, err := inbox.Next(jetstream.FetchMaxWait(5 * time.Second))
+			check(t, err)
+			return msg
 		}
-		consumed <- string(msg.Data())
+		msg := next()
+		if string(msg.Data()) != "1" || msg.Headers().Get(wire.HeaderKind) != wire.KindTask {
+			t.Errorf("got %q with %v", msg.Data(), msg.Headers())
+		}
+		if meta, err := msg.Metadata(); err != nil || meta.NumDelivered != 1 {
+			t.Errorf("metadata %+v, %v", meta, err)
+		}
+		check(t, msg.InProgress())
+		check(t, msg.NakWithDelay(10*time.Millisecond))
+		msg = next()
+		if meta, err := msg.Metadata(); err != nil || meta.NumDelivered != 2 {
+			t.Errorf("after nak: metadata %+v, %v", meta, err)
+		}
+		msg = next() // not settled within AckWait
+		check(t, msg.DoubleAck(t.Context()))
+
+		// Servers from 2.16 on ask for acks in another form.
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("acked in the second form")}}))
+		if _, err := b.Request(streams.TestingAckV2(w.deployment, "b", next().Reply()), []byte("+ACK"), 5*time.Second); err != nil {
+			t.Errorf("ack in the second form: %v", err)
+		}
+
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("2")}, {To: "b", Body: []byte("3")}}))
+		batch, err := inbox.Fetch(2, jetstream.FetchMaxWait(5*time.Second))
+		check(t, err)
+		got := ""
+		for msg := range batch.Messages() {
+			got += string(msg.Data())
+			check(t, msg.DoubleAck(t.Context()))
+		}
+		if got != "23" {
+			t.Errorf("Fetch got %q", got)
+		}
+
+		consumed := make(chan string)
+		consuming, err := inbox.Consume(func(msg jetstream.Msg) {
+			if err := msg.DoubleAck(t.Context()); err != nil {
+				t.Error(err)
+			}
+			consumed <- string(msg.Data())
+		})
+		check(t, err)
+		defer consuming.Stop()
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("4")}}))
+		if got := <-consumed; got != "4" {
+			t.Errorf("Consume got %q", got)
+		}
 	})
-	check(t, err)
-	defer consuming.Stop()
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("4")}}))
-	if got := <-consumed; got != "4" {
-		t.Errorf("Consume got %q", got)
-	}
 }
 
 func TestFullInboxHurtsNobodyElse(t *testing.T) {
@@ -243,54 +249,58 @@ func TestInboxesShareBytes(t *testing.T) {
 
 func TestReceiptsGoToOneAgentAndRevocationsToGuards(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a, b, g := w.join("agent/a"), w.join("agent/b"), w.join("guard/g")
-	subscribe := func(c *client, subject string) *nats.Subscription {
-		sub, err := c.SubscribeSync(subject)
-		check(t, err)
-		check(t, c.Flush())
-		return sub
-	}
-	forA, forB, feed := subscribe(a, wire.SubjectReceipt), subscribe(b, wire.SubjectReceipt), subscribe(g, wire.SubjectRevoked)
-	check(t, w.Governor().Receipt("a", []byte("receipt")))
-	check(t, w.Governor().Revoke([]byte("revoked")))
-	for sub, want := range map[*nats.Subscription]string{forA: "receipt", feed: "revoked"} {
-		msg, err := sub.NextMsg(5 * time.Second)
-		check(t, err)
-		if string(msg.Data) != want || msg.Subject != sub.Subject {
-			t.Errorf("got %q on %s, want %q on %s", msg.Data, msg.Subject, want, sub.Subject)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a, b, g := w.join("agent/a"), w.join("agent/b"), w.join("guard/g")
+		subscribe := func(c *client, subject string) *nats.Subscription {
+			sub, err := c.SubscribeSync(subject)
+			check(t, err)
+			check(t, c.Flush())
+			return sub
 		}
-	}
-	if msg, err := forB.NextMsg(50 * time.Millisecond); err == nil {
-		t.Errorf("b got a's receipt: %q", msg.Data)
-	}
+		forA, forB, feed := subscribe(a, wire.SubjectReceipt), subscribe(b, wire.SubjectReceipt), subscribe(g, wire.SubjectRevoked)
+		check(t, w.Governor().Receipt("a", []byte("receipt")))
+		check(t, w.Governor().Revoke([]byte("revoked")))
+		for sub, want := range map[*nats.Subscription]string{forA: "receipt", feed: "revoked"} {
+			msg, err := sub.NextMsg(5 * time.Second)
+			check(t, err)
+			if string(msg.Data) != want || msg.Subject != sub.Subject {
+				t.Errorf("got %q on %s, want %q on %s", msg.Data, msg.Subject, want, sub.Subject)
+			}
+		}
+		if msg, err := forB.NextMsg(50 * time.Millisecond); err == nil {
+			t.Errorf("b got a's receipt: %q", msg.Data)
+		}
+	})
 }
 
 func TestRequestsCarryTheStampedSender(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.serve(func(_ context.Context, req wire.Request) {
-		_ = req.Respond(fmt.Appendf(nil, "%s %s %s %s", req.Verb, req.Sender, req.Session, req.Body))
-	})
-	for _, test := range []struct{ who, subject, want string }{
-		{"agent/a", wire.ClaimSubject("s1"), "claim a s1 x"},
-		{"agent/a", wire.SubjectSessionOpen, "session.open a  x"},
-		{"agent/a", wire.SubjectSessionClose, "session.close a  x"},
-		{"agent/a", wire.SubjectSessionStatus, "session.status a  x"},
-		{"agent/a", wire.SubjectKeys, "keys a  x"},
-		{"guard/g", wire.SubjectKeys, "keys g  x"},
-		{"guard/g", wire.SubjectRevocations, "revocations g  x"},
-		{"operator/o", wire.SubjectKeys, "keys o  x"},
-		{"operator/o", wire.OperatorSubject(wire.VerbHealth), "operator.health o  x"},
-		{"operator/o", wire.OperatorSubject(wire.VerbSessionList), "operator.session.list o  x"},
-	} {
-		answer, err := w.join(test.who).Request(test.subject, []byte("x"), 5*time.Second)
-		if err != nil {
-			t.Errorf("%s on %s: %v", test.who, test.subject, err)
-		} else if string(answer.Data) != test.want {
-			t.Errorf("%s on %s: served as %q, want %q", test.who, test.subject, answer.Data, test.want)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		w.serve(func(_ context.Context, req wire.Request) {
+			_ = req.Respond(fmt.Appendf(nil, "%s %s %s %s", req.Verb, req.Sender, req.Session, req.Body))
+		})
+		for _, test := range []struct{ who, subject, want string }{
+			{"agent/a", wire.ClaimSubject("s1"), "claim a s1 x"},
+			{"agent/a", wire.SubjectSessionOpen, "session.open a  x"},
+			{"agent/a", wire.SubjectSessionClose, "session.close a  x"},
+			{"agent/a", wire.SubjectSessionStatus, "session.status a  x"},
+			{"agent/a", wire.SubjectKeys, "keys a  x"},
+			{"guard/g", wire.SubjectKeys, "keys g  x"},
+			{"guard/g", wire.SubjectRevocations, "revocations g  x"},
+			{"operator/o", wire.SubjectKeys, "keys o  x"},
+			{"operator/o", wire.OperatorSubject(wire.VerbHealth), "operator.health o  x"},
+			{"operator/o", wire.OperatorSubject(wire.VerbSessionList), "operator.session.list o  x"},
+		} {
+			answer, err := w.join(test.who).Request(test.subject, []byte("x"), 5*time.Second)
+			if err != nil {
+				t.Errorf("%s on %s: %v", test.who, test.subject, err)
+			} else if string(answer.Data) != test.want {
+				t.Errorf("%s on %s: served as %q, want %q", test.who, test.subject, answer.Data, test.want)
+			}
 		}
-	}
+	})
 }
 
 func TestFloodOfRequestsLeavesOthersServed(t *testing.T) {
@@ -338,31 +348,33 @@ func TestFloodOfRequestsLeavesOthersServed(t *testing.T) {
 
 func TestFloodOfOffersIsThrottledAndLeavesOthersServed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *streams.Config) { c.Limits.IngressShare = 100 })
-	flood, calm := w.join("agent/flood"), w.join("agent/calm")
-	var refused error
-	stored := 0
-	for deadline := time.Now().Add(10 * time.Second); refused == nil && time.Now().Before(deadline); {
-		if _, err := flood.js.Publish(t.Context(), wire.OfferSubject("s", "b"), nil); err != nil {
-			refused = err
-		} else {
-			stored++
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start(func(c *streams.Config) { c.Limits.IngressShare = 100 })
+		flood, calm := w.join("agent/flood"), w.join("agent/calm")
+		var refused error
+		stored := 0
+		for deadline := time.Now().Add(10 * time.Second); refused == nil && time.Now().Before(deadline); {
+			if _, err := flood.js.Publish(t.Context(), wire.OfferSubject("s", "b"), nil); err != nil {
+				refused = err
+			} else {
+				stored++
+			}
 		}
-	}
-	var api *jetstream.APIError
-	if !errors.As(refused, &api) || !strings.Contains(api.Description, "wait for their receipts") {
-		t.Fatalf("after %d offers: %v", stored, refused)
-	}
-	calm.offer("s", "b", "calm")
-	for _, in := range w.fetch(stored + 1) {
-		check(t, in.Ack())
-	}
-	for deadline := time.Now().Add(10 * time.Second); refused != nil && time.Now().Before(deadline); {
-		_, refused = flood.js.Publish(t.Context(), wire.OfferSubject("s", "b"), nil)
-	}
-	if refused != nil {
-		t.Errorf("still throttled with an empty queue: %v", refused)
-	}
+		var api *jetstream.APIError
+		if !errors.As(refused, &api) || !strings.Contains(api.Description, "wait for their receipts") {
+			t.Fatalf("after %d offers: %v", stored, refused)
+		}
+		calm.offer("s", "b", "calm")
+		for _, in := range w.fetch(stored + 1) {
+			check(t, in.Ack())
+		}
+		for deadline := time.Now().Add(10 * time.Second); refused != nil && time.Now().Before(deadline); {
+			_, refused = flood.js.Publish(t.Context(), wire.OfferSubject("s", "b"), nil)
+		}
+		if refused != nil {
+			t.Errorf("still throttled with an empty queue: %v", refused)
+		}
+	})
 }
 
 // A full queue refuses the new and loses nothing of the old.
@@ -419,65 +431,71 @@ func TestFloodOfPullsIsCutOff(t *testing.T) {
 
 func TestConnectionEndsWithTheIdentity(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	started := time.Now()
-	closed := make(chan struct{})
-	conn, err := w.dialWith(w.issue("agent/a", 2*time.Second), nats.NoReconnect(),
-		nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
-	check(t, err)
-	defer conn.Close()
-	select {
-	case <-closed:
-		if lived := time.Since(started); lived > 4*time.Second {
-			t.Errorf("lived %s", lived)
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		started := time.Now()
+		closed := make(chan struct{})
+		conn, err := w.dialWith(w.issue("agent/a", 2*time.Second), nats.NoReconnect(),
+			nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+		check(t, err)
+		defer conn.Close()
+		select {
+		case <-closed:
+			if lived := time.Since(started); lived > 4*time.Second {
+				t.Errorf("lived %s", lived)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("outlived its certificate")
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("outlived its certificate")
-	}
-	if _, err := w.dialWith(w.issue("agent/a", -time.Second)); err == nil {
-		t.Error("connected with an expired certificate")
-	}
+		if _, err := w.dialWith(w.issue("agent/a", -time.Second)); err == nil {
+			t.Error("connected with an expired certificate")
+		}
+	})
 }
 
 func TestDisconnect(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a, other := w.join("agent/a", nats.NoReconnect()), w.join("agent/b")
-	w.ban("a")
-	check(t, w.Disconnect(context.Background(), "a"))
-	select {
-	case <-a.closed:
-	case <-time.After(5 * time.Second):
-		t.Fatal("still connected")
-	}
-	if _, err := w.dial("agent/a"); err == nil {
-		t.Error("came back")
-	}
-	other.offer("s", "b", "undisturbed")
-	check(t, w.Disconnect(context.Background(), "nobody"))
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a, other := w.join("agent/a", nats.NoReconnect()), w.join("agent/b")
+		w.ban("a")
+		check(t, w.Disconnect(context.Background(), "a"))
+		select {
+		case <-a.closed:
+		case <-time.After(5 * time.Second):
+			t.Fatal("still connected")
+		}
+		if _, err := w.dial("agent/a"); err == nil {
+			t.Error("came back")
+		}
+		other.offer("s", "b", "undisturbed")
+		check(t, w.Disconnect(context.Background(), "nobody"))
+	})
 }
 
 func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
 	t.Parallel()
-	judging, cut := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	w := newWorld(t, func(c *streams.Config) {
-		judge := c.Authenticate
-		c.Authenticate = func(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
-			id, err := judge(ctx, certs, token)
-			once.Do(func() { close(judging); <-cut })
-			return id, err
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		judging, cut := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		w := start(func(c *streams.Config) {
+			judge := c.Authenticate
+			c.Authenticate = func(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
+				id, err := judge(ctx, certs, token)
+				once.Do(func() { close(judging); <-cut })
+				return id, err
+			}
+		})
+		result := make(chan error)
+		go func() { _, err := w.dial("agent/a"); result <- err }()
+		<-judging
+		w.ban("a")
+		check(t, w.Disconnect(context.Background(), "a"))
+		close(cut)
+		if err := <-result; err == nil {
+			t.Error("connected after Disconnect")
 		}
 	})
-	result := make(chan error)
-	go func() { _, err := w.dial("agent/a"); result <- err }()
-	<-judging
-	w.ban("a")
-	check(t, w.Disconnect(context.Background(), "a"))
-	close(cut)
-	if err := <-result; err == nil {
-		t.Error("connected after Disconnect")
-	}
 }
 
 func TestWhoMayConnect(t *testing.T) {
@@ -530,38 +548,40 @@ func TestWhoMayConnect(t *testing.T) {
 
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	a, b := w.join("agent/a"), w.join("agent/b")
-	a.offer("s", "b", "acked")
-	a.offer("s", "b", "fetched")
-	a.offer("s", "b", "waiting")
-	in := w.fetch(2)
-	check(t, in[0].Ack())
-	check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("1")}, {To: "b", Body: []byte("2")}}))
-	msg, err := b.inbox().Next()
-	check(t, err)
-	check(t, msg.DoubleAck(t.Context()))
-	a.Close()
-	b.Close()
-	check(t, w.Close())
-	if _, err := w.Governor().Fetch(t.Context(), 1, time.Minute); err == nil {
-		t.Error("fetched from a closed server")
-	}
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a, b := w.join("agent/a"), w.join("agent/b")
+		a.offer("s", "b", "acked")
+		a.offer("s", "b", "fetched")
+		a.offer("s", "b", "waiting")
+		in := w.fetch(2)
+		check(t, in[0].Ack())
+		check(t, w.Governor().Deliver(t.Context(), []wire.Outbound{{To: "b", Body: []byte("1")}, {To: "b", Body: []byte("2")}}))
+		msg, err := b.inbox().Next()
+		check(t, err)
+		check(t, msg.DoubleAck(t.Context()))
+		a.Close()
+		b.Close()
+		check(t, w.Close())
+		if _, err := w.Governor().Fetch(t.Context(), 1, time.Minute); err == nil {
+			t.Error("fetched from a closed server")
+		}
 
-	w.start()
-	var bodies []string
-	for _, in := range w.fetch(2) {
-		bodies = append(bodies, string(in.Body))
-	}
-	slices.Sort(bodies)
-	if !slices.Equal(bodies, []string{"fetched", "waiting"}) {
-		t.Errorf("after the restart came %q", bodies)
-	}
-	msg, err = w.join("agent/b").inbox().Next(jetstream.FetchMaxWait(5 * time.Second))
-	check(t, err)
-	if string(msg.Data()) != "2" {
-		t.Errorf("after the restart the inbox has %q", msg.Data())
-	}
+		w.start()
+		var bodies []string
+		for _, in := range w.fetch(2) {
+			bodies = append(bodies, string(in.Body))
+		}
+		slices.Sort(bodies)
+		if !slices.Equal(bodies, []string{"fetched", "waiting"}) {
+			t.Errorf("after the restart came %q", bodies)
+		}
+		msg, err = w.join("agent/b").inbox().Next(jetstream.FetchMaxWait(5 * time.Second))
+		check(t, err)
+		if string(msg.Data()) != "2" {
+			t.Errorf("after the restart the inbox has %q", msg.Data())
+		}
+	})
 }
 
 func TestDirectoryIsPrivate(t *testing.T) {

@@ -198,10 +198,19 @@ func (w *world) dialWith(cert tls.Certificate, opts ...nats.Option) (*nats.Conn,
 }
 
 func (w *world) dialTLS(config *tls.Config, opts ...nats.Option) (*nats.Conn, error) {
+	return w.dialURL(w.URL(), config, opts...)
+}
+
+// dialAt connects to one server of a cluster, and stays with it.
+func (w *world) dialAt(url string, cert tls.Certificate) (*nats.Conn, error) {
+	return w.dialURL(url, &tls.Config{Certificates: []tls.Certificate{cert}}, nats.IgnoreDiscoveredServers())
+}
+
+func (w *world) dialURL(url string, config *tls.Config, opts ...nats.Option) (*nats.Conn, error) {
 	config.RootCAs = w.roots()
 	opts = append([]nats.Option{nats.Secure(config), nats.TLSHandshakeFirst(), nats.Timeout(5 * time.Second),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}, opts...)
-	return nats.Connect(w.URL(), opts...)
+	return nats.Connect(url, opts...)
 }
 
 // client is a connected identity. Its errors are what the server told it asynchronously.
