@@ -10,7 +10,7 @@
 //	```text      is for reading only
 //
 // The console and sh blocks of a page are one session of one shell, from top to bottom: in an empty directory, with
-// governor and handoff in PATH. A command that ends in & stays until the end of the page. A line "..." stands for any
+// governor, handoff and tool in PATH. A command that ends in & stays until the end of the page. A line "..." stands for any
 // lines, "..." or "…" within a line for anything. A command must succeed, unless "$ echo $?" follows it.
 //
 // A comment right above a block changes that:
@@ -54,10 +54,10 @@ var scratch string
 // programs builds our programs and returns the directory that they are in.
 var programs = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(scratch, "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/governor", "./cmd/handoff")
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/governor", "./cmd/handoff", "./examples/tool")
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build ./cmd/governor ./cmd/handoff: %w\n%s", err, out)
+		return "", fmt.Errorf("%s: %w\n%s", build, err, out)
 	}
 	return bin, nil
 })
@@ -90,7 +90,7 @@ var (
 func readPages(t *testing.T) []page {
 	t.Helper()
 	var pages []page
-	for _, pattern := range []string{"../*.md", "*.md", "*/*.md", "../tools/*.md"} {
+	for _, pattern := range []string{"../*.md", "*.md", "*/*.md", "../tools/*.md", "../examples/*/*.md"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -161,20 +161,31 @@ func parsePage(path, text string) (page, error) {
 // What pages show is so.
 func TestPages(t *testing.T) {
 	for _, p := range readPages(t) {
+		if p.path == pythonPage {
+			continue // python_test.go runs it, with -tags python
+		}
 		t.Run(strings.ReplaceAll(p.path, "/", "_"), func(t *testing.T) {
-			shell := sync.OnceValue(func() *session {
+			p.check(t, sync.OnceValue(func() *session {
 				bin, err := programs()
 				if err != nil {
 					t.Fatal(err)
 				}
 				return newSession(t, bin)
-			})
-			for _, b := range p.blocks {
-				if err := b.check(t, shell); err != nil {
-					t.Fatal(err) // what follows in the page builds on it
-				}
-			}
+			}))
 		})
+	}
+}
+
+// pythonPage needs Python, and packages from the network.
+const pythonPage = "examples/python/README.md"
+
+// check does with the blocks of a page what their kinds ask for.
+func (p page) check(t *testing.T, shell func() *session) {
+	t.Helper()
+	for _, b := range p.blocks {
+		if err := b.check(t, shell); err != nil {
+			t.Fatal(err) // what follows in the page builds on it
+		}
 	}
 }
 
