@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-from handoff import Client, Identity, Refused, describe
+from handoff_client import Client, Identity, Refused, describe
 
 FILES = {"path": {"constraint_type": "one_of", "values": ["/q3.csv", "/q4.csv"]}}
 ONE_FILE = {"path": {"constraint_type": "exact", "value": "/q3.csv"}}

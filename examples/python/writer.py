@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 
-from handoff import Answer, Client, Identity, Refused, Task, Tools, describe
+from handoff_client import Answer, Client, Identity, Refused, Task, Tools, describe
 
 
 async def write(task: Task, tools: Tools) -> Answer:

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from handoff import Answer, Client, Grant, Identity, Refused, Sent, Task, Tools
-from handoff.tokens import Json
+from handoff_client import Answer, Client, Grant, Identity, Refused, Sent, Task, Tools
+from handoff_client.tokens import Json
 
 URL = os.environ["HANDOFF_URL"]
 TOOLS_URL = os.environ["TOOLS_URL"]

@@ -5,8 +5,8 @@ import re
 import unittest
 from pathlib import Path
 
-from handoff.identity import name_of, spiffe_id_of
-from handoff.tokens import (
+from handoff_client.identity import name_of, spiffe_id_of
+from handoff_client.tokens import (
     BadToken,
     Json,
     Key,
