@@ -7,17 +7,21 @@ import ssl
 import tempfile
 import time
 import unittest
+import unittest.mock
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats.errors
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from nats.aio.msg import Msg
 
+import handoff_client.client
 from handoff_client import Answer, Client, Grant, Identity, Refused, Sent, Task, Tools
-from handoff_client.tokens import Json
+from handoff_client.tokens import Json, loads
 
 URL = os.environ["HANDOFF_URL"]
 TOOLS_URL = os.environ["TOOLS_URL"]
@@ -118,6 +122,78 @@ class Offers(Governed):
 
         async with self.writer(work):
             self.assertEqual(await self.outcome(sent), b"once and for all")
+
+
+class Losses(Governed):
+    """What is lost on the way is sent again, and nothing happens twice."""
+
+    async def test_of_a_receipt(self) -> None:
+        planner, lost = self.agent("planner"), 0
+        hear = planner._on_receipt
+
+        async def lossy(msg: Msg) -> None:
+            nonlocal lost
+            lost += 1
+            if lost > 1:
+                await hear(msg)
+
+        planner._on_receipt = lossy  # type: ignore[method-assign]
+        async with planner:
+            root = await planner.open_session("test", FILES)
+            sent = await asyncio.wait_for(planner.offer(root, WRITER, b"", ONE_FILE), PATIENCE)
+            self.assertEqual((sent.effect, lost), ("allow", 2))
+            self.assertEqual((await planner.close_session(root.session, "test"))["handoffs"], 1)
+
+    async def test_of_an_answer(self) -> None:
+        connection = self.planner._connection
+        assert connection is not None
+        asked: list[Json] = []
+        ask = connection.request
+
+        async def lossy(subject: str, payload: bytes, timeout: float) -> Msg:
+            answer = await ask(subject, payload, timeout=timeout)
+            asked.append(loads(payload))
+            if len(asked) == 1:
+                raise nats.errors.TimeoutError
+            return answer
+
+        connection.request = lossy  # type: ignore[method-assign, assignment]
+        root = await self.planner.open_session("test", FILES)
+        self.assertEqual([request["id"] for request in asked], [root.session, root.session])
+        self.assertNotEqual(asked[0]["proof"], asked[1]["proof"])
+        await self.planner.close_session(root.session, "test")
+
+    async def test_of_the_connection(self) -> None:
+        assert self.planner._connection is not None
+        await self.planner._connection.close()
+        self.assertEqual((await self.planner.session_status(self.root.session))["state"], "open")
+
+
+class Leases(Governed):
+    async def test_renewed(self) -> None:
+        """Work may last longer than a renewal, and ends when the task is no longer ours."""
+        began, stopped = asyncio.Event(), asyncio.Event()
+
+        async def work(task: Task) -> Answer:
+            if task.body == b"short":
+                await asyncio.sleep(0.5)  # some renewals
+                return Answer(b"done")
+            began.set()
+            try:
+                await asyncio.Future()
+            finally:
+                stopped.set()
+            raise AssertionError
+
+        with unittest.mock.patch.object(handoff_client.client, "RENEW", 0.1):
+            async with self.writer(work):
+                sent = await self.planner.offer(self.root, WRITER, b"short", ONE_FILE)
+                self.assertEqual(await self.outcome(sent), b"done")
+                sent = await self.planner.offer(self.root, WRITER, b"endless", ONE_FILE)
+                await asyncio.wait_for(began.wait(), PATIENCE)
+                await self.planner.close_session(self.root.session, "enough")
+                await asyncio.wait_for(stopped.wait(), PATIENCE)
+                await self.refused("session_closed", sent.result(), recorded=True)
 
 
 class Claims(Governed):
