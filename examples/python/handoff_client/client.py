@@ -64,7 +64,7 @@ class Refused(Exception):
 
     def __init__(self, answer: Json) -> None:
         error = answer.get("error") or {}
-        self.reasons: list[Json] = answer.get("reasons") or []
+        self.reasons: list[Json] = answer.get("reasons", [])
         self.code: str = error.get("code") or (self.reasons[0]["code"] if self.reasons else "unknown")
         self.message: str = error.get("message") or (self.reasons[0]["message"] if self.reasons else "")
         self.retry_after: float | None = error.get("retry_after")
@@ -471,7 +471,7 @@ class Client:
             return
         if not repeat and (entry is None or entry > sent.newest):
             sent.newest = max(sent.newest, entry or 0)
-            sent.news.put_nowait(Verdict(body["effect"], body.get("reasons") or [], entry, body.get("granted")))
+            sent.news.put_nowait(Verdict(body["effect"], body.get("reasons", []), entry, body.get("granted")))
         await self._acknowledge(msg.reply)
 
     def _result(self, sent: Sent, msg: Msg, entry: int | None) -> Result:
@@ -527,8 +527,9 @@ class Client:
             log.info("task %s: %s", handoff, refusal)
             if refusal.code in ("already_claimed", "unavailable"):
                 delay = refusal.retry_after or NOT_OURS
-        except (BadToken, TimeoutError) as error:
-            log.error("task %s: %s", handoff, error)
+        except Exception:  # one task must not end the others; this one is tried again
+            log.exception("task %s", handoff)
+            delay = NOT_OURS
         finally:
             notices = self._working.pop(handoff)
         for reply in notices:
@@ -564,11 +565,11 @@ class Client:
             id=handoff,
             session=session,
             grant=grant,
-            body=base64.b64decode(answer["task"], validate=True),
-            content_type=answer["content_type"],
+            body=base64.b64decode(answer.get("task", ""), validate=True),
+            content_type=answer.get("content_type", ""),
             purpose=answer.get("purpose", ""),
             sender=spiffe_id_of(answer["from"]),
-            labels=answer.get("labels") or [],
+            labels=answer.get("labels", []),
         )
 
     @contextlib.asynccontextmanager
