@@ -188,6 +188,7 @@ class Client:
         self._working: dict[str, list[str]] = {}  # handoff's ID → where its notices are acknowledged
         self._keeper: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -195,14 +196,19 @@ class Client:
         def renewed() -> None:
             loop.call_soon_threadsafe(self._stale.set)
 
-        self.identity.on_renewal(renewed)
-        await self._connect()  # the first time, what is wrong is for the caller to hear
+        self._forget_renewals = self.identity.on_renewal(renewed)
+        try:
+            await self._connect()  # the first time, what is wrong is for the caller to hear
+        except BaseException:
+            self._forget_renewals()
+            raise
         self._keeper = asyncio.create_task(self._stay_connected())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await stop(self._keeper)
-        await stop(self._reader)
+        self._forget_renewals()
+        for task in (self._keeper, self._reader, *self._retiring):
+            await stop(task)
         if self._connection is not None:
             await self._connection.close()
 
@@ -229,8 +235,12 @@ class Client:
             closed_cb=closed,
             connect_timeout=10,
         )
-        await connection.subscribe("handoff.receipt", cb=self._on_receipt)
-        await connection.flush()  # from here on no receipt is missed
+        try:
+            await connection.subscribe("handoff.receipt", cb=self._on_receipt)
+            await connection.flush()  # from here on no receipt is missed
+        except BaseException:
+            await connection.close()
+            raise
         self._connection = connection
         self._connected.set()
         self._reader = asyncio.create_task(self._read_inbox(connection))
@@ -238,19 +248,29 @@ class Client:
     async def _stay_connected(self) -> None:
         while True:
             await self._stale.wait()
-            old, wait = self._connection, 0.1
+            old, reader, wait = self._connection, self._reader, 0.1
             if old is not None and old.is_closed:
                 self._connected.clear()
             while True:
                 try:
                     await self._connect()
                     break
-                except (OSError, nats.errors.Error) as error:
+                except Exception as error:  # noqa: BLE001 - all that can be done is to try again
                     log.warning("connecting: %s", error)
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, 10)
-            if old is not None:
-                await old.close()  # what was under way there is sent again, or comes again
+            if old is not None and reader is not None:
+                retiring = asyncio.create_task(self._retire(old, reader))
+                self._retiring.add(retiring)
+                retiring.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, connection: Connection, reader: asyncio.Task[None]) -> None:
+        """Closes a connection once what is under way there has ended: its last pull takes longest."""
+        try:
+            await asyncio.wait([reader])
+        finally:
+            await stop(reader)
+            await connection.close()
 
     async def _link(self) -> Connection:
         while True:
@@ -428,17 +448,17 @@ class Client:
     # The inbox.
 
     async def _read_inbox(self, connection: Connection) -> None:
-        """Pulls what is there, as long as the connection lasts. All processes of the agent share the inbox."""
+        """Pulls what is there, until there is another connection. All processes of the agent share the inbox."""
         inbox = connection.jetstream(prefix="handoff.inbox")
         pull = await inbox.pull_subscribe_bind("inbox", stream="INBOX")
-        while not connection.is_closed:
+        while connection is self._connection and not connection.is_closed:
             try:
                 for msg in await pull.fetch(16, timeout=PULL):
                     await self._sort(msg)
             except (nats.errors.TimeoutError, nats.errors.ConnectionClosedError):
                 pass  # nothing came
-            except nats.errors.Error as error:
-                log.info("inbox: %s", error)
+            except Exception:  # what was not sorted comes again
+                log.exception("inbox")
                 await asyncio.sleep(0.5)
 
     async def _sort(self, msg: Msg) -> None:

@@ -29,9 +29,10 @@ class Identity:
     def trust_domain(self) -> str:
         return trust_domain(self.spiffe_id)
 
-    def on_renewal(self, call: Callable[[], None]) -> None:
-        """Has call called, from another thread, whenever there is a new SVID or a new bundle."""
+    def on_renewal(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Has call called, from another thread, whenever there is a new SVID or a new bundle. Returns what ends that."""
         self._source.subscribe_for_updates(call)
+        return lambda: self._source.unsubscribe_for_updates(call)
 
     def tls(self, server: str) -> ssl.SSLContext:
         """Mutual TLS with the one server that has this SPIFFE ID. Make a new one for each connection: SVIDs are short.
