@@ -455,7 +455,7 @@ class Client:
             try:
                 for msg in await pull.fetch(16, timeout=PULL):
                     await self._sort(msg)
-            except (nats.errors.TimeoutError, nats.errors.ConnectionClosedError):
+            except (TimeoutError, nats.errors.ConnectionClosedError):
                 pass  # nothing came
             except Exception:  # what was not sorted comes again
                 log.exception("inbox")
