@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -117,7 +118,7 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 		return fmt.Errorf("the servers take messages of %d bytes: set max_payload to %d in their configuration", got, wire.MaxPayload)
 	}
 	for _, claims := range c.keys.ownAccounts() {
-		if err := c.push(ctx, claims, ""); err != nil {
+		if err := c.update(ctx, claims); err != nil {
 			return fmt.Errorf("updating the account %s: %w", claims.Name, err)
 		}
 	}
@@ -283,6 +284,50 @@ func (c *Cluster) make(ctx context.Context, acc *account, server string) error {
 	return nil
 }
 
+// update gives a governor's own account its claims, unless it has them: with each update the servers forget to whom they owe
+// answers, and so who waits for messages.
+func (c *Cluster) update(ctx context.Context, claims *jwt.AccountClaims) error {
+	have, err := c.lookup(ctx, claims.Subject)
+	if err != nil {
+		return err
+	}
+	if have != nil && have.Name == claims.Name && reflect.DeepEqual(have.Account, settled(claims).Account) {
+		return nil
+	}
+	return c.push(ctx, claims, "")
+}
+
+// settled are claims as they are after their way through a token.
+func settled(claims *jwt.AccountClaims) *jwt.AccountClaims {
+	// The key is of no account: nobody would take this token.
+	pair, err := nkeys.CreateOperator()
+	if err != nil {
+		return claims
+	}
+	token, err := claims.Encode(pair)
+	if err != nil {
+		return claims
+	}
+	same, err := jwt.DecodeAccountClaims(token)
+	if err != nil {
+		return claims
+	}
+	return same
+}
+
+// lookup is what the servers have of an account, nil for nothing.
+func (c *Cluster) lookup(ctx context.Context, account string) (*jwt.AccountClaims, error) {
+	msg, err := c.sys.RequestWithContext(ctx, fmt.Sprintf(subjectLookup, account), nil)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := jwt.DecodeAccountClaims(string(msg.Data))
+	if err != nil {
+		return nil, nil //nolint:nilerr // the answer is empty, or an error, where there is none
+	}
+	return claims, nil
+}
+
 // push gives an account's claims to all servers. It returns when the one named has them, or where none is named, when those
 // have that answered at once; the others fetch them from these.
 func (c *Cluster) push(ctx context.Context, claims *jwt.AccountClaims, server string) error {
@@ -415,12 +460,11 @@ func (c *Cluster) adopt(ctx context.Context) error {
 		if !nkeys.IsValidPublicAccountKey(key) {
 			continue
 		}
-		msg, err := c.sys.RequestWithContext(ctx, fmt.Sprintf(subjectLookup, key), nil)
+		claims, err := c.lookup(ctx, key)
 		if err != nil {
 			return err
 		}
-		claims, err := jwt.DecodeAccountClaims(string(msg.Data))
-		if err != nil {
+		if claims == nil {
 			continue // an account that is gone
 		}
 		role, name, _ := strings.Cut(claims.Name, "-")
