@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"reflect"
 	"strings"
 	"sync"
@@ -60,10 +59,10 @@ type Cluster struct {
 	// permissions is the function of that name; tests take it away to see that the accounts hold alone.
 	permissions func(role Role, name, gov string) *allowed
 
-	mu      sync.Mutex
-	closed  map[*account]bool             // accounts that were cut and not opened again
-	servers map[string]map[string]traffic // :: server ID → account → what it said last
-	total   map[string]traffic            // :: account → what it has sent since the start
+	tally *tally
+
+	mu     sync.Mutex
+	closed map[*account]bool // accounts that were cut and not opened again
 }
 
 const (
@@ -98,8 +97,7 @@ func Join(ctx context.Context, config ClusterConfig) (*Cluster, error) {
 		keys:        keys,
 		permissions: permissions,
 		closed:      map[*account]bool{},
-		servers:     map[string]map[string]traffic{},
-		total:       map[string]traffic{},
+		tally:       newTally(),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := c.start(ctx); err != nil {
@@ -229,13 +227,7 @@ func (c *Cluster) Disconnect(ctx context.Context, name string) error {
 // is to be called when a trust bundle has changed. Connections that an earlier process admitted it knows by name only: they
 // end with their SVIDs.
 func (c *Cluster) Recheck(ctx context.Context) error {
-	c.cuts.Add(1)
-	var errs []error
-	for _, acc := range c.doubtful(ctx) {
-		c.log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
-		errs = append(errs, c.cut(ctx, acc))
-	}
-	return errors.Join(errs...)
+	return c.recheck(ctx, c.log, c.cut)
 }
 
 // cut takes all connections from an account. All servers end those that there are, and none takes another, until somebody
@@ -400,7 +392,7 @@ func (c *Cluster) gather(ctx context.Context, subject string, body []byte, take 
 	}
 }
 
-// sent is what accounts have sent since the start, on all servers. A server that has been away begins anew.
+// sent is what accounts have sent since the start, on all servers.
 func (c *Cluster) sent(ctx context.Context) (map[string]traffic, error) {
 	answers := map[string]map[string]traffic{}
 	err := c.gather(ctx, subjectStatz, []byte(`{"include_unused":true}`), func(body []byte) (bool, error) {
@@ -425,22 +417,7 @@ func (c *Cluster) sent(ctx context.Context) (map[string]traffic, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for server, accounts := range answers {
-		before, seen := c.servers[server]
-		c.servers[server] = accounts
-		if !seen {
-			continue
-		}
-		for key, now := range accounts {
-			sum := c.total[key]
-			sum.messages += max(0, now.messages-before[key].messages)
-			sum.bytes += max(0, now.bytes-before[key].bytes)
-			c.total[key] = sum
-		}
-	}
-	return maps.Clone(c.total), nil
+	return c.tally.add(answers, time.Now()), nil
 }
 
 // adopt finds the identities that connected while an earlier process was here: they may flood like any other.
@@ -448,15 +425,7 @@ func (c *Cluster) adopt(ctx context.Context) error {
 	if _, err := c.sent(ctx); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	found := map[string]bool{}
-	for _, accounts := range c.servers {
-		for key := range accounts {
-			found[key] = true
-		}
-	}
-	c.mu.Unlock()
-	for key := range found {
+	for key := range c.tally.accounts() {
 		if !nkeys.IsValidPublicAccountKey(key) {
 			continue
 		}

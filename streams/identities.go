@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -160,6 +161,17 @@ func (r *identities) doubtful(ctx context.Context) []*account {
 		}
 	}
 	return slices.Compact(found)
+}
+
+// recheck authenticates all connections again, and has cut end those of the identities of which one is not admitted any more.
+func (r *identities) recheck(ctx context.Context, log *slog.Logger, cut func(context.Context, *account) error) error {
+	r.cuts.Add(1)
+	var errs []error
+	for _, acc := range r.doubtful(ctx) {
+		log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
+		errs = append(errs, cut(ctx, acc))
+	}
+	return errors.Join(errs...)
 }
 
 // admit notes what a connection was admitted with.

@@ -207,13 +207,7 @@ func (s *Server) Disconnect(_ context.Context, name string) error {
 // Recheck authenticates all connections again, and cuts those of the identities of which one is not admitted any more. It
 // is to be called when a trust bundle has changed.
 func (s *Server) Recheck(ctx context.Context) error {
-	s.cuts.Add(1)
-	var errs []error
-	for _, acc := range s.doubtful(ctx) {
-		s.log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
-		errs = append(errs, s.cut(acc.key))
-	}
-	return errors.Join(errs...)
+	return s.recheck(ctx, s.log, func(_ context.Context, acc *account) error { return s.cut(acc.key) })
 }
 
 func (s *Server) cut(account string) error {

@@ -473,6 +473,28 @@ func TestDisconnect(t *testing.T) {
 	})
 }
 
+// After a trust bundle has changed, those whom nobody vouches for any more are cut off, and the others are not.
+func TestRecheck(t *testing.T) {
+	t.Parallel()
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		a, other := w.join("agent/a", nats.NoReconnect()), w.join("agent/b", nats.NoReconnect())
+		check(t, w.Recheck(t.Context()))
+		a.offer("s", "b", "nothing has changed")
+		w.ban("a")
+		check(t, w.Recheck(t.Context()))
+		select {
+		case <-a.closed:
+		case <-time.After(time.Second):
+			t.Error("still connected after a second")
+		}
+		if _, err := w.dial("agent/a"); err == nil {
+			t.Error("came back")
+		}
+		other.offer("s", "b", "undisturbed")
+	})
+}
+
 func TestDisconnectIsNotOvertakenByAConnectionBeingJudged(t *testing.T) {
 	t.Parallel()
 	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
