@@ -57,6 +57,7 @@ const (
 	firstResend = time.Second // of an offer or a result that is not receipted yet
 	keysAge     = time.Minute
 	drainWithin = 5 * time.Second
+	heartbeat   = 5 * time.Second
 )
 
 // ErrClosed is what is still waiting ends with when a [Client] is closed.
@@ -205,6 +206,7 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.log.InfoContext(c.ctx, "disconnected from the governor", "error", err)
+			c.forgetRequests()
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
 			c.log.InfoContext(c.ctx, "reconnected to the governor")
@@ -327,7 +329,8 @@ func (c *Client) startInbox(ctx context.Context) error {
 // read reads the inbox. The caller has locked reading.
 func (c *Client) read() (err error) {
 	c.inbox, err = c.consumer.Consume(c.dispatch,
-		jetstream.PullMaxMessages(64), // of up to 2 MiB each, in memory
+		jetstream.PullMaxMessages(64),      // of up to 2 MiB each, in memory
+		jetstream.PullHeartbeat(heartbeat), // a request that the server has forgotten is made again after two
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			c.log.DebugContext(c.ctx, "reading the inbox", "error", err)
 		}))
@@ -337,14 +340,24 @@ func (c *Client) read() (err error) {
 	return nil
 }
 
-// readAgain reads the inbox on a new connection. It must ask anew, under a new reply subject: the server still holds
-// requests of the old connection, cannot deliver what it would send in answer, and drops them only once nobody
-// subscribes to their reply subject.
-func (c *Client) readAgain() {
+// forgetRequests gives up what was asked on the connection that has just ended. The server still holds those requests. It
+// cannot deliver what it would send in answer, and drops them only while nobody subscribes to their reply subject: were
+// that subscribed to again on the next connection, a message would go there, and come again only after AckWait.
+func (c *Client) forgetRequests() {
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	if c.inbox != nil {
-		c.inbox.Drain() // it may have begun to read again by itself
+		c.inbox.Stop()
+		c.inbox = nil
+	}
+}
+
+// readAgain reads the inbox on a new connection.
+func (c *Client) readAgain() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.inbox != nil { // begun while there was no connection
+		c.inbox.Drain()
 		c.inbox = nil
 	}
 	if c.consumer == nil || c.ctx.Err() != nil {
@@ -358,16 +371,17 @@ func (c *Client) readAgain() {
 // stopReading ends reading with the messages that are here already.
 func (c *Client) stopReading() {
 	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.inbox == nil {
+	inbox := c.inbox
+	c.inbox = nil
+	c.reading.Unlock()
+	if inbox == nil {
 		return
 	}
-	c.inbox.Drain()
+	inbox.Drain()
 	select {
-	case <-c.inbox.Closed():
+	case <-inbox.Closed():
 	case <-time.After(tryTimeout):
 	}
-	c.inbox = nil
 }
 
 // dispatch hands an inbox message to whoever waits for it.

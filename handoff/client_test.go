@@ -476,6 +476,31 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// What comes while a client connects again is there when it has: it does not wait until the server sends it once more,
+// which is after 30 seconds.
+func TestLostConnection(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	session := w.session(a)
+	ctx := within(t, 25*time.Second)
+	for i := range 20 {
+		if _, err := session.Offer(ctx, "b", []byte(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+		task, err := b.Receive(ctx)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		if err := handoff.Lose(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := task.Complete(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestClose(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -16,3 +16,6 @@ func Held(c *Client) int {
 	defer c.mail.mu.Unlock()
 	return c.mail.order.Len()
 }
+
+// Lose loses the connection, and makes the next one at once.
+func Lose(c *Client) error { return c.nc.ForceReconnect() }
