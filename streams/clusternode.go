@@ -12,8 +12,8 @@ import (
 // ClusterNode is one server of a cluster, as its configuration has it.
 type ClusterNode struct {
 	Name    string   // one word, other than its peers'
-	Listen  string   // host:port for clients
-	Routes  string   // host:port for the other servers
+	Listen  string   // host:port for clients, as they know it
+	Routes  string   // host:port for the other servers, as they know it; the SVID has the host as a name in DNS
 	Peers   []string // host:port of the other servers' Routes
 	Store   string   // directory of its streams and accounts
 	Cert    string   // file of its X.509-SVID in PEM, with intermediates
@@ -28,6 +28,7 @@ var nodeConfig = template.Must(template.New("node").Parse(`# A NATS server of Ha
 # After a new certificate or bundle, tell the server: nats-server --signal reload. No connection is lost.
 server_name: {{.Name}}
 listen: {{.Listen}}
+client_advertise: {{.Listen}}
 max_payload: {{.MaxPayload}}
 
 tls {
@@ -48,6 +49,7 @@ jetstream {
 cluster {
   name: {{.Cluster}}
   listen: {{.Routes}}
+  advertise: {{.Routes}}
   routes: [{{range $i, $peer := .Peers}}{{if $i}}, {{end}}"nats-route://routes:{{$.Password}}@{{$peer}}"{{end}}]
   # An SVID alone makes nobody a server: agents have them, too.
   authorization { user: routes, password: {{.Password}}, timeout: {{.Timeout}} }

@@ -181,7 +181,7 @@ func (w *world) issue(who string, lifetime time.Duration) tls.Certificate {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: who}, NotBefore: time.Now().Add(-time.Minute),
 		NotAfter: time.Now().Add(lifetime), KeyUsage: x509.KeyUsageDigitalSignature,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, cmp.Or(w.ca, template), key.Public(), w.key)
 	check(w.t, err)
@@ -275,7 +275,7 @@ func (c *client) denied(subject, reply string, body []byte) {
 // fetch takes exactly n messages from the bus and fails if there are fewer.
 func (w *world) fetch(n int) []wire.Inbound {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	var all []wire.Inbound
 	for len(all) < n {

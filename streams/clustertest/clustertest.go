@@ -19,7 +19,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/streams"
 )
 
-// Files are what a node proves itself with, and whom it believes, in PEM.
+// Files are what a node proves itself with, and whom it believes, in PEM. The certificate has "localhost" as a name in DNS.
 type Files struct{ Cert, Key, Bundle []byte }
 
 // Cluster is some running servers.
@@ -162,7 +162,9 @@ func ports(t testing.TB, n int) []string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		check(t, err)
 		open = append(open, l)
-		addresses = append(addresses, l.Addr().String())
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		check(t, err)
+		addresses = append(addresses, net.JoinHostPort("localhost", port))
 	}
 	for _, l := range open {
 		check(t, l.Close())
