@@ -193,7 +193,7 @@ func (c *Client) connect(ctx context.Context) (err error) {
 	}
 	c.nc, err = nats.Connect(c.cfg.URL,
 		nats.Name(string(c.name)),
-		nats.Secure(identity.ClientTLS(c.cfg.Source, c.cfg.Bundles, identity.OnlyPeer(c.cfg.Governor))),
+		nats.Secure(identity.ClientTLS(c.cfg.Source, c.cfg.Bundles, identity.ServerOf(c.cfg.Governor))),
 		nats.TLSHandshakeFirst(),
 		nats.Timeout(timeout),
 		nats.MaxReconnects(-1),

@@ -46,8 +46,10 @@ type Config struct {
 	// AuthorityTTL is the lifetime of root keys, at least four times TTL; 0 means a year, or four times TTL where
 	// that is longer. They are replaced at half of it.
 	AuthorityTTL time.Duration
-	Now          func() time.Time // nil means time.Now
-	Logger       *slog.Logger     // nil means slog.Default()
+	// DNSNames are what the X.509-SVIDs of some have beside their ID: servers that others look for by host name.
+	DNSNames map[spiffeid.ID][]string
+	Now      func() time.Time // nil means time.Now
+	Logger   *slog.Logger     // nil means slog.Default()
 }
 
 // Authority issues the SVIDs of one trust domain, and serves them on one socket for each identity. It implements

@@ -156,7 +156,7 @@ func sortKeys(keys []*signingKeys) {
 }
 
 // issueX509 makes an X.509-SVID (X509-SVID, section 4) that lives for ttl, within the life of its root.
-func (r *roots) issueX509(id spiffeid.ID, now time.Time, ttl time.Duration) (*x509svid.SVID, error) {
+func (r *roots) issueX509(id spiffeid.ID, dnsNames []string, now time.Time, ttl time.Duration) (*x509svid.SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -164,6 +164,7 @@ func (r *roots) issueX509(id spiffeid.ID, now time.Time, ttl time.Duration) (*x5
 	cert, err := sign(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"Handoff Governor development"}},
 		URIs:                  []*url.URL{id.URL()},
+		DNSNames:              dnsNames,
 		NotBefore:             later(now.Add(-backdate), r.signer.cert.NotBefore),
 		NotAfter:              earlier(wholeSecond(now.Add(ttl)), r.signer.cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,

@@ -77,7 +77,7 @@ func (r *registration) current() (issued, error) {
 	defer r.mu.Unlock()
 	now := r.authority.config.Now()
 	if now.Before(r.issued.from) || !now.Before(r.issued.until) {
-		svid, err := roots.issueX509(r.id, now, r.authority.config.TTL)
+		svid, err := roots.issueX509(r.id, r.authority.config.DNSNames[r.id], now, r.authority.config.TTL)
 		if err != nil {
 			return issued{}, fmt.Errorf("issuing to %q: %w", r.id, err)
 		}

@@ -19,6 +19,9 @@ const (
 	RoleGovernor Role = "governor" // /governor
 )
 
+// pathNATS is the folder of the NATS servers of a cluster, which run by themselves. They have no role: none is a client.
+const pathNATS = "/nats/"
+
 // ErrRole is wrapped where an ID has no role, or one that its trust domain may not have.
 var ErrRole = errors.New("no role")
 

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -26,6 +27,17 @@ func OnlyPeer(ids ...spiffeid.ID) Authorizer {
 			}
 		}
 		return fmt.Errorf("%w: connected to %q, expected %q", ErrUnauthenticated, p.ID, ids)
+	}
+}
+
+// ServerOf admits what an agent may find where it connects to governor: the governor itself, or one of the NATS servers of
+// its cluster, whose path is below /nats/ in the governor's trust domain.
+func ServerOf(governor spiffeid.ID) Authorizer {
+	return func(p Peer) error {
+		if p.ID == governor || p.ID.MemberOf(governor.TrustDomain()) && strings.HasPrefix(p.ID.Path(), pathNATS) {
+			return nil
+		}
+		return fmt.Errorf("%w: connected to %q, expected %q or a NATS server of its cluster", ErrUnauthenticated, p.ID, governor)
 	}
 }
 

@@ -171,6 +171,32 @@ func TestTLSRefuses(t *testing.T) {
 	}
 }
 
+// A client takes the governor and the NATS servers of its cluster for the server, and nobody else: not an agent whose name
+// looks like theirs, nor those of another trust domain.
+func TestServerOf(t *testing.T) {
+	home := spiffeid.RequireTrustDomainFromString("acme.example")
+	governor := spiffeid.RequireFromPath(home, "/governor")
+	for id, want := range map[string]bool{
+		"spiffe://acme.example/governor":         true,
+		"spiffe://acme.example/nats/nats-1":      true,
+		"spiffe://acme.example/nats/eu/1":        true,
+		"spiffe://acme.example/nats":             false,
+		"spiffe://acme.example/natsx/1":          false,
+		"spiffe://acme.example/agent/governor":   false,
+		"spiffe://acme.example/agent/nats/1":     false,
+		"spiffe://acme.example/governor/nats/1":  false,
+		"spiffe://other.example/governor":        false,
+		"spiffe://other.example/nats/nats-1":     false,
+		"spiffe://acme.example/Nats/nats-1":      false,
+		"spiffe://acme.example.evil/nats/nats-1": false,
+	} {
+		err := identity.ServerOf(governor)(identity.Peer{ID: spiffeid.RequireFromString(id)})
+		if (err == nil) != want || err != nil && !errors.Is(err, identity.ErrUnauthenticated) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
 func TestTLSAllowsAnonymousWhereAsked(t *testing.T) {
 	acme := newAuthority(t, "acme.example")
 	s := newSources(acme.svid(nil), acme.x509Bundle())
