@@ -17,6 +17,16 @@ import (
 // This file is what a change of mind does: another bundle judges every live grant again, and a person's approval has a
 // held decision judged again.
 
+// Activate puts a bundle in force, as an operator's request does, and returns the index of its entry. By is the name of who
+// does it. Refusals are [*wire.Error]; the bundle before stays in force then.
+func (g *Governor) Activate(ctx context.Context, bundle []byte, by string) (uint64, error) {
+	index, refusal := g.activate(ctx, bundle, by)
+	if refusal != nil {
+		return 0, refusal
+	}
+	return index, nil
+}
+
 // activate puts a bundle in force and judges every live grant under it. A bundle that does not compile changes nothing.
 func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (index uint64, refusal *wire.Error) {
 	judge, err := g.cfg.Policy.Compile(bundle)

@@ -136,7 +136,7 @@ func Open(path string, cfg Config) (_ *Ledger, err error) {
 		}
 	}()
 	_, missing := os.Stat(path)
-	if l.db, err = openFile(path, cfg); err != nil {
+	if l.db, err = openFile(path, cfg, lockWait); err != nil {
 		return nil, err
 	}
 	if !cfg.ReadOnly {
@@ -155,10 +155,22 @@ func Open(path string, cfg Config) (_ *Ledger, err error) {
 	return l, nil
 }
 
-func openFile(path string, cfg Config) (db *bbolt.DB, err error) {
+// InUse tells whether a process has the ledger in the file path open for writing. It does not wait.
+func InUse(path string) bool {
+	if _, err := os.Stat(path); err != nil {
+		return false
+	}
+	db, err := openFile(path, Config{ReadOnly: true}, time.Nanosecond)
+	if err == nil {
+		db.Close()
+	}
+	return errors.Is(err, berrors.ErrTimeout)
+}
+
+func openFile(path string, cfg Config, wait time.Duration) (db *bbolt.DB, err error) {
 	defer guard(&err)()
 	options := &bbolt.Options{
-		Timeout:      lockWait,
+		Timeout:      wait,
 		ReadOnly:     cfg.ReadOnly,
 		PageSize:     pageSize,
 		FreelistType: bbolt.FreelistMapType,
