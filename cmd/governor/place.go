@@ -6,17 +6,19 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
-	"net"
+	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
 )
 
 // This file finds the governor of a data directory: the one that runs, or what one left behind.
@@ -62,38 +64,54 @@ func findPlace(cmd *cobra.Command) (*place, error) {
 	return &place{dir: dir, Endpoint: endpoint}, nil
 }
 
-func (p *place) socket() string { return filepath.Join(p.dir, "ca", "sock", operatorSocket) }
-
 // runs tells whether a governor serves the directory.
-func (p *place) runs() bool {
-	conn, err := net.DialTimeout("unix", p.socket(), connectWithin)
-	if err != nil {
-		return false
+func (p *place) runs() bool { return ledger.InUse(daemon.LedgerPath(p.dir)) }
+
+// start is how a governor is started there.
+func (p *place) start() string {
+	if p.Sockets == "" {
+		return "governor serve --config governor.yaml"
 	}
-	conn.Close()
-	return true
+	return "governor up --data " + p.dir
 }
 
 // operator connects to the running governor.
 func (p *place) operator(ctx context.Context) (*operator, error) {
 	if !p.runs() {
-		return nil, fmt.Errorf("no governor runs on %s: start it with \"governor up --data %s\"", p.dir, p.dir)
+		return nil, fmt.Errorf("no governor runs on %s: start it with \"%s\"", p.dir, p.start())
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
-	socket, err := filepath.Abs(p.socket())
-	if err != nil {
-		return nil, err
+	address := os.Getenv("SPIFFE_ENDPOINT_SOCKET")
+	if p.Sockets != "" {
+		socket, err := filepath.Abs(filepath.Join(p.dir, "ca", "sock", operatorSocket))
+		if err != nil {
+			return nil, err
+		}
+		address = "unix://" + socket
+	} else if address == "" {
+		return nil, fmt.Errorf("SPIFFE_ENDPOINT_SOCKET is not set: operators of %s have their identity, below /operator/, from its Workload API", p.TrustDomain)
 	}
-	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+socket)))
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(address)),
+		workloadapi.WithDefaultX509SVIDPicker(operatorSVID))
 	if err != nil {
-		return nil, fmt.Errorf("the governor's Workload API does not answer: %w", err)
+		return nil, fmt.Errorf("the Workload API at %s gives no identity: %w", address, err)
 	}
 	o, err := handoff.ConnectOperator(ctx, handoff.Config{URL: p.URL, Source: source})
 	if err != nil {
 		return nil, errors.Join(err, source.Close())
 	}
 	return &operator{o, source}, nil
+}
+
+// operatorSVID finds an operator's among those of a process that is registered for several.
+func operatorSVID(svids []*x509svid.SVID) *x509svid.SVID {
+	for _, svid := range svids {
+		if role, err := identity.RoleOf(svid.ID, svid.ID.TrustDomain()); err == nil && role == identity.RoleOperator {
+			return svid
+		}
+	}
+	return svids[0]
 }
 
 // operator is a connection together with the identity it was made with.

@@ -1,12 +1,13 @@
-// Package daemon plugs the rooms together: one data directory, one process, everything embedded.
+// Package daemon plugs the rooms together: one data directory, one process. NATS and identities are embedded, or somebody
+// else's.
 //
 // The data directory:
 //
 //	governor.json   trust domain and names; what a client must know to connect
 //	ledger.db       the record; its lock is the lock of the whole directory
-//	streams/        what has not been decided or fetched yet
+//	streams/        what has not been decided or fetched yet, where NATS is embedded
 //	keys/           governor, issuer and log: three private keys, 0600
-//	ca/             the development Workload API: its roots
+//	ca/             the development Workload API, where there is no other: its roots
 //	ca/sock/        one socket per identity; holding it is holding the identity
 package daemon
 
@@ -18,11 +19,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/handoff-governor/handoff-governor/governor"
@@ -41,8 +45,16 @@ type Config struct {
 	Dir string
 	// TrustDomain is the home trust domain. Empty: the directory's, or handoff.local for a new one.
 	TrustDomain string
-	// Listen is host:port for NATS. Empty: 127.0.0.1:4222. Port 0 takes a free one.
+	// Listen is host:port for an embedded NATS server. Empty: 127.0.0.1:4222. Port 0 takes a free one.
 	Listen string
+	// Cluster to serve in, instead of an embedded server. It needs WorkloadAPI: the servers prove themselves, too.
+	Cluster *Cluster
+	// WorkloadAPI is the address of a SPIFFE Workload API, as in unix:///run/spire/agent.sock. It knows this process as
+	// /governor of the home trust domain, and has the trust bundles for all who may connect. Empty: the built-in one, for
+	// development.
+	WorkloadAPI string
+	// Limits hold for each identity, or for all together.
+	Limits Limits
 	// Bundle is put in force at the start. Nil: the one in force before, or the default bundle.
 	Bundle *policies.Bundle
 	// Ceiling is the issuer's: the most that any root may hold. Nil: none.
@@ -57,6 +69,20 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Cluster is one of NATS servers that run by themselves.
+type Cluster struct {
+	URLs     []string // tls://host:port of each server
+	Keys     *streams.ClusterKeys
+	Replicas int // of each stream; 0: 3
+}
+
+// Limits of what may be sent, and may wait. What is 0 is as it says.
+type Limits struct {
+	streams.Limits
+	Sessions int // open at once of one agent: [governor.DefaultMaxSessions]
+	Handoffs int // open at once to one agent: [governor.DefaultMaxOpen]; a sender has half of them
+}
+
 // Endpoint is what a client must know to connect: the content of governor.json.
 type Endpoint struct {
 	TrustDomain string  `json:"trust_domain"`
@@ -65,8 +91,8 @@ type Endpoint struct {
 	Issuer      string  `json:"issuer"`
 	Governor    string  `json:"governor"`
 	IssuerKey   aat.JWK `json:"issuer_key"`
-	URL         string  `json:"url,omitempty"` // of the daemon that ran last
-	Sockets     string  `json:"sockets"`       // directory of the Workload API's sockets
+	URL         string  `json:"url,omitempty"`     // of the daemon that ran last
+	Sockets     string  `json:"sockets,omitempty"` // directory of the sockets of the built-in Workload API
 }
 
 // Daemon is a running governor with everything around it.
@@ -74,13 +100,25 @@ type Daemon struct {
 	Endpoint Endpoint
 
 	governor  *governor.Governor
-	authority *devspiffe.Authority
-	server    *streams.Server
+	authority *devspiffe.Authority // or
+	workload  *workload
+	svid      x509svid.Source
+	trust     trust
+	bus       bus
 	ledger    *ledger.Ledger
 	home      spiffeid.TrustDomain
+	closers   []func() error // to be called from the last to the first
 	cancel    context.CancelCauseFunc
 	done      chan struct{}
 	err       error
+}
+
+// bus is NATS, embedded or not.
+type bus interface {
+	Governor() *streams.Bus
+	URL() string
+	Recheck(ctx context.Context) error
+	Close() error
 }
 
 const (
@@ -145,12 +183,10 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	var closers []func() error
+	d := &Daemon{done: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			for i := len(closers) - 1; i >= 0; i-- {
-				err = errors.Join(err, closers[i]())
-			}
+			err = errors.Join(err, d.close())
 		}
 	}()
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
@@ -161,7 +197,12 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	} else if info.Mode().Perm()&0o022 != 0 {
 		return nil, fmt.Errorf("others can write into %s, and so put keys and a record of their own there: chmod 700 it, or name another directory", cfg.Dir)
 	}
-	d := &Daemon{done: make(chan struct{})}
+	if cfg.WorkloadAPI != "" {
+		if d.workload, err = newWorkload(ctx, cfg.WorkloadAPI, cfg.Logger); err != nil {
+			return nil, err
+		}
+		d.closers = append(d.closers, d.workload.Close)
+	}
 	if err := d.name(cfg); err != nil {
 		return nil, err
 	}
@@ -184,23 +225,19 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if d.ledger, err = ledger.Open(LedgerPath(cfg.Dir), ledger.Config{LogName: d.Endpoint.Log, Signer: signer, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
-	closers = append(closers, d.ledger.Close)
+	d.closers = append(d.closers, d.ledger.Close)
 
 	store, err := d.policy(cfg)
 	if err != nil {
 		return nil, err
 	}
-	d.authority, err = devspiffe.New(devspiffe.Config{
-		Dir: filepath.Join(cfg.Dir, "ca"), TrustDomain: d.home, TTL: cfg.SVIDTTL, Logger: cfg.Logger,
-	})
-	if err != nil {
+	if err := d.identify(cfg); err != nil {
 		return nil, err
 	}
-	closers = append(closers, d.authority.Close)
 	if err := d.listen(ctx, cfg); err != nil {
 		return nil, err
 	}
-	closers = append(closers, d.server.Close)
+	d.closers = append(d.closers, d.bus.Close)
 	root, err := issuer.New(issuer.Config{
 		URI: d.Endpoint.Issuer, Key: keys.issuer, Governor: d.Endpoint.Governor, Ceiling: cfg.Ceiling, People: cfg.People,
 		Now: cfg.Now,
@@ -213,9 +250,9 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.governor, err = governor.New(ctx, governor.Config{
-		Bus: d.server.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
+		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
-		Now: cfg.Now, Logger: cfg.Logger,
+		MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -223,38 +260,76 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := d.saveEndpoint(cfg.Dir); err != nil {
 		return nil, err
 	}
-	running, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	d.cancel = cancel
-	go func() {
-		defer close(d.done)
-		d.err = d.governor.Run(running)
-	}()
+	d.run(context.WithoutCancel(ctx), cfg.Logger)
 	select {
 	case <-d.governor.Ready():
 		return d, nil
 	case <-d.done:
-		cancel(nil)
+		d.cancel(nil)
 		return nil, fmt.Errorf("the governor did not start: %w", d.err)
 	}
+}
+
+// run serves until cancel is called, or the governor stops by itself.
+func (d *Daemon) run(ctx context.Context, log *slog.Logger) {
+	ctx, d.cancel = context.WithCancelCause(ctx)
+	var rechecked sync.WaitGroup
+	if d.workload != nil {
+		rechecked.Go(func() { d.workload.recheck(ctx, d.bus, log) })
+	}
+	go func() {
+		defer close(d.done)
+		d.err = d.governor.Run(ctx)
+		d.cancel(d.err)
+		rechecked.Wait()
+	}()
+}
+
+// close ends what was started, the last first.
+func (d *Daemon) close() error {
+	var errs []error
+	for _, end := range slices.Backward(d.closers) {
+		errs = append(errs, end())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
 }
 
 // Governor is the governor that runs here.
 func (d *Daemon) Governor() *governor.Governor { return d.governor }
 
+// Activate puts a bundle in force, as the governor's own doing. What does not compile leaves the one before in force.
+func (d *Daemon) Activate(ctx context.Context, bundle *policies.Bundle) (index uint64, err error) {
+	id, err := spiffeid.FromPath(d.home, "/governor")
+	if err != nil {
+		return 0, err
+	}
+	name, err := identity.NameOf(id)
+	if err != nil {
+		return 0, err
+	}
+	return d.governor.Activate(ctx, bundle.Bytes(), string(name))
+}
+
 // Done is closed when the governor has stopped, by itself or by Close.
 func (d *Daemon) Done() <-chan struct{} { return d.done }
 
-// Close drains: what was begun is finished, then the governor, the server, the Workload API and the ledger end, in that
-// order.
+// Close drains: what was begun is finished, then the governor, NATS, the ledger and the identities end.
 func (d *Daemon) Close() error {
 	d.cancel(errors.New("the governor is stopping"))
 	<-d.done
-	return errors.Join(d.err, d.server.Close(), d.authority.Close(), d.ledger.Close())
+	return errors.Join(d.err, d.close())
 }
+
+// errNoSockets says why an identity cannot be had here.
+var errNoSockets = errors.New("identities come from another Workload API, not from the governor: register the workload there")
 
 // Socket makes an identity available through the Workload API, and returns the address for SPIFFE_ENDPOINT_SOCKET. Path
 // is that of the SPIFFE ID, as in /agent/planner.
 func (d *Daemon) Socket(path string) (string, error) {
+	if d.authority == nil {
+		return "", errNoSockets
+	}
 	id, err := spiffeid.FromPath(d.home, path)
 	if err != nil {
 		return "", err
@@ -264,6 +339,9 @@ func (d *Daemon) Socket(path string) (string, error) {
 
 // Source is an identity for use in this very process.
 func (d *Daemon) Source(path string) (*devspiffe.Source, error) {
+	if d.authority == nil {
+		return nil, errNoSockets
+	}
 	id, err := spiffeid.FromPath(d.home, path)
 	if err != nil {
 		return nil, err
@@ -273,6 +351,13 @@ func (d *Daemon) Source(path string) (*devspiffe.Source, error) {
 
 // name settles who this is, for the life of the directory.
 func (d *Daemon) name(cfg Config) error {
+	if d.workload != nil {
+		home := d.workload.id.TrustDomain().Name()
+		if cfg.TrustDomain != "" && cfg.TrustDomain != home {
+			return fmt.Errorf("the Workload API is of the trust domain %s, not of %s: name that one, or register the governor there", home, cfg.TrustDomain)
+		}
+		cfg.TrustDomain = home
+	}
 	known, err := LoadEndpoint(cfg.Dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -283,7 +368,7 @@ func (d *Daemon) name(cfg Config) error {
 	case err != nil:
 		return err
 	case cfg.TrustDomain != "" && cfg.TrustDomain != known.TrustDomain:
-		return fmt.Errorf("the data directory belongs to the trust domain %s; leave --trust-domain out or take another directory", known.TrustDomain)
+		return fmt.Errorf("the data directory belongs to the trust domain %s; take that one, or another directory", known.TrustDomain)
 	}
 	if d.home, err = spiffeid.TrustDomainFromString(known.TrustDomain); err != nil {
 		return fmt.Errorf("the trust domain: %w", err)
@@ -291,7 +376,9 @@ func (d *Daemon) name(cfg Config) error {
 	td := d.home.Name()
 	d.Endpoint = Endpoint{
 		TrustDomain: td, Log: td + "/handoff", Issuer: "spiffe://" + td + "/issuer", Governor: "spiffe://" + td + "/governor",
-		Sockets: filepath.Join(cfg.Dir, "ca", "sock"),
+	}
+	if d.workload == nil {
+		d.Endpoint.Sockets = filepath.Join(cfg.Dir, "ca", "sock")
 	}
 	return nil
 }
@@ -324,34 +411,68 @@ func newestBundle(l *ledger.Ledger) (*policies.Bundle, error) {
 	return policies.Parse(raw)
 }
 
-// listen starts NATS behind the identities of the Workload API.
-func (d *Daemon) listen(ctx context.Context, cfg Config) error {
-	id, err := spiffeid.FromPath(d.home, "/governor")
-	if err != nil {
-		return err
+// identify finds out what the governor proves itself with, and who vouches for the others.
+func (d *Daemon) identify(cfg Config) (err error) {
+	if d.workload != nil {
+		d.svid, d.trust = d.workload.svids, d.workload
+		return nil
 	}
-	source, err := d.authority.Source(id)
-	if err != nil {
-		return err
-	}
-	d.server, err = streams.Start(ctx, streams.Config{
-		Dir: filepath.Join(cfg.Dir, "streams"), Listen: cfg.Listen, Logger: cfg.Logger,
-		TLS:          identity.ServerTLSAllowAnonymous(source, d.authority, d.authorize),
-		Authenticate: d.authenticate,
+	d.authority, err = devspiffe.New(devspiffe.Config{
+		Dir: filepath.Join(cfg.Dir, "ca"), TrustDomain: d.home, TTL: cfg.SVIDTTL, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err
 	}
-	d.Endpoint.URL = d.server.URL()
+	d.closers = append(d.closers, d.authority.Close)
+	id, err := spiffeid.FromPath(d.home, "/governor")
+	if err != nil {
+		return err
+	}
+	d.trust = d.authority
+	d.svid, err = d.authority.Source(id)
+	return err
+}
+
+// listen starts NATS, or joins it, behind these identities.
+func (d *Daemon) listen(ctx context.Context, cfg Config) (err error) {
+	if cfg.Cluster == nil {
+		server, err := streams.Start(ctx, streams.Config{
+			Dir: filepath.Join(cfg.Dir, "streams"), Listen: cfg.Listen, Logger: cfg.Logger, Limits: cfg.Limits.Limits,
+			TLS:          identity.ServerTLSAllowAnonymous(d.svid, d.trust, d.authorize),
+			Authenticate: d.authenticate,
+		})
+		if err != nil {
+			return err
+		}
+		d.bus = server
+	} else {
+		if d.workload == nil {
+			return errors.New("a cluster needs a Workload API: its servers prove themselves, and must be believed")
+		}
+		cluster, err := streams.Join(ctx, streams.ClusterConfig{
+			URLs: cfg.Cluster.URLs, Keys: cfg.Cluster.Keys, Replicas: cfg.Cluster.Replicas, Logger: cfg.Logger, Limits: cfg.Limits.Limits,
+			TLS:          identity.ClientTLS(d.svid, d.trust, identity.ServerOf(d.workload.id)),
+			Authenticate: d.authenticate,
+		})
+		if err != nil {
+			return err
+		}
+		d.bus = cluster
+	}
+	d.Endpoint.URL = d.bus.URL()
 	return nil
 }
 
 // authorize refuses the identities that were withdrawn: their certificates live on until they expire.
 func (d *Daemon) authorize(p identity.Peer) error {
-	if d.authority.Withdrawn(p.ID) {
+	if d.withdrawn(p.ID) {
 		return fmt.Errorf("%s was withdrawn", p.ID)
 	}
 	return nil
+}
+
+func (d *Daemon) withdrawn(id spiffeid.ID) bool {
+	return d.authority != nil && d.authority.Withdrawn(id)
 }
 
 // authenticate says who holds a connection: by its X.509-SVID, or by a JWT-SVID for the governor.
@@ -359,9 +480,9 @@ func (d *Daemon) authenticate(_ context.Context, certs []*x509.Certificate, toke
 	var peer identity.Peer
 	var err error
 	if len(certs) > 0 {
-		peer, err = identity.VerifyX509(certs, d.authority, time.Now())
+		peer, err = identity.VerifyX509(certs, d.trust, time.Now())
 	} else {
-		peer, err = identity.VerifyJWT(token, d.Endpoint.Governor, d.authority, time.Now())
+		peer, err = identity.VerifyJWT(token, d.Endpoint.Governor, d.trust, time.Now())
 	}
 	if err != nil {
 		return streams.Identity{}, err
@@ -383,7 +504,10 @@ func (d *Daemon) knownAgent(name string) bool {
 		return false
 	}
 	id, err := parsed.ID()
-	if err != nil || id.TrustDomain() != d.home || d.authority.Withdrawn(id) {
+	if err != nil || d.withdrawn(id) {
+		return false
+	}
+	if _, err := d.trust.GetX509BundleForTrustDomain(id.TrustDomain()); err != nil {
 		return false
 	}
 	role, err := identity.RoleOf(id, d.home)
