@@ -583,7 +583,7 @@ func TestAttackStopThatNeverEnds(t *testing.T) {
 			_ = a.nc.Flush()
 		}
 		d := w.d
-		w.d = nil
+		w.d, w.place.Daemon = nil, nil
 		closed := make(chan error, 1)
 		go func() { closed <- d.Close() }()
 		select {

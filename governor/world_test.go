@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
+	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon/daemontest"
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
@@ -37,20 +38,25 @@ import (
 
 // world is a running governor.
 type world struct {
-	t   testing.TB
-	cfg daemon.Config
-	d   *daemon.Daemon
+	t     testing.TB
+	place *daemontest.World
+	cfg   daemon.Config
+	d     *daemon.Daemon
 }
 
 func newWorld(t testing.TB, change ...func(*daemon.Config)) *world {
 	t.Helper()
-	w := &world{t: t, cfg: daemon.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"}}
-	if testing.Verbose() {
-		w.cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	}
-	for _, f := range change {
-		f(&w.cfg)
-	}
+	return newWorldIn(t, daemontest.Embedded, change...)
+}
+
+func newWorldIn(t testing.TB, in daemontest.Deployment, change ...func(*daemon.Config)) *world {
+	t.Helper()
+	place := daemontest.New(t, in, append([]func(*daemon.Config){func(c *daemon.Config) {
+		if testing.Verbose() {
+			c.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+		}
+	}}, change...)...)
+	w := &world{t: t, place: place, cfg: place.Config}
 	w.start()
 	t.Cleanup(w.stop)
 	return w
@@ -58,11 +64,9 @@ func newWorld(t testing.TB, change ...func(*daemon.Config)) *world {
 
 func (w *world) start() {
 	w.t.Helper()
-	d, err := daemon.Start(context.Background(), w.cfg)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.d = d
+	w.place.Config = w.cfg
+	w.place.Start()
+	w.d = w.place.Daemon
 }
 
 // stop ends the daemon and has a verifier read everything it wrote.
@@ -73,9 +77,7 @@ func (w *world) stop() {
 	d := w.d
 	w.d = nil
 	sameAfterRestart(w.t, d.Governor())
-	if err := d.Close(); err != nil {
-		w.t.Errorf("closing the daemon: %v", err)
-	}
+	w.place.Stop()
 	verifyLedger(w.t, w.cfg.Dir, d.Endpoint)
 }
 
@@ -160,22 +162,11 @@ func (w *world) agent(short string) *agent {
 
 func (a *agent) connect(path string) {
 	a.t.Helper()
-	source, err := a.w.d.Source(path)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	td := spiffeid.RequireTrustDomainFromString(a.w.d.Endpoint.TrustDomain)
-	id, err := spiffeid.FromPath(td, path)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	name, err := identity.NameOf(id)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.name = string(name)
-	server := spiffeid.RequireFromPath(td, "/governor")
-	a.nc, err = nats.Connect(a.w.d.Endpoint.URL, nats.Secure(identity.ClientTLS(source, source, identity.OnlyPeer(server))),
+	source := a.w.place.Source(path)
+	a.name = daemontest.Name(a.t, path)
+	server := identity.ServerOf(spiffeid.RequireFromPath(daemontest.TrustDomain, "/governor"))
+	var err error
+	a.nc, err = nats.Connect(a.w.d.Endpoint.URL, nats.Secure(identity.ClientTLS(source, source, server)),
 		nats.TLSHandshakeFirst(), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		a.t.Fatal(err)
