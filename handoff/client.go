@@ -57,7 +57,7 @@ const (
 	firstResend = time.Second // of an offer or a result that is not receipted yet
 	keysAge     = time.Minute
 	drainWithin = 5 * time.Second
-	heartbeat   = 5 * time.Second
+	readFor     = 10 * time.Second // what one request for messages of the inbox waits at most
 )
 
 // ErrClosed is what is still waiting ends with when a [Client] is closed.
@@ -74,6 +74,7 @@ type Client struct {
 
 	nc     *nats.Conn
 	js     jetstream.JetStream
+	line   *line
 	mail   *mail
 	tasks  *tasks
 	source *workloadapi.X509Source // nil where the caller owns it
@@ -85,9 +86,9 @@ type Client struct {
 	mu   sync.Mutex
 	keys *keys
 
-	reading  sync.Mutex // held to start or stop reading
+	reading  sync.Mutex // held to start reading
 	consumer jetstream.Consumer
-	inbox    jetstream.ConsumeContext // nil while the inbox is not read
+	asking   sync.Mutex // held while a request for messages is under way
 }
 
 // Connect authenticates to the governor's NATS server and returns once connected, or when ctx ends. From then on the
@@ -191,6 +192,7 @@ func (c *Client) connect(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil || timeout <= 0 {
 		return fmt.Errorf("handoff: connecting: %w", context.Cause(ctx))
 	}
+	c.line = newLine()
 	c.nc, err = nats.Connect(c.cfg.URL,
 		nats.Name(string(c.name)),
 		nats.Secure(identity.ClientTLS(c.cfg.Source, c.cfg.Bundles, identity.ServerOf(c.cfg.Governor))),
@@ -206,22 +208,24 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.log.InfoContext(c.ctx, "disconnected from the governor", "error", err)
-			c.forgetRequests()
+			c.line.lost()
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
 			c.log.InfoContext(c.ctx, "reconnected to the governor")
-			c.readAgain()
+			c.line.begin()
 		}),
 	)
 	if err != nil {
 		return fmt.Errorf("handoff: connecting to the governor: %w", err)
 	}
+	c.line.begin()
 	c.js, err = jetstream.NewWithAPIPrefix(c.nc, wire.InboxPrefix)
 	return err
 }
 
-// rotate reconnects with each new SVID. Otherwise the server ends the connection when the SVID that it began with
-// expires, and what is on its way at that moment is late by the time the server waits for acknowledgements.
+// rotate reconnects with each new SVID, before the server ends the connection because the SVID that it began with expires.
+// It waits until no request for messages is under way: servers of a cluster hold it for a moment after the connection has
+// ended, and a message that they answer it with comes again only when they have waited for its acknowledgement.
 func (c *Client) rotate(updated <-chan struct{}) {
 	last, next := c.svid()
 	for {
@@ -239,10 +243,12 @@ func (c *Client) rotate(updated <-chan struct{}) {
 			continue
 		}
 		last = now
-		c.stopReading()
-		if err := c.nc.ForceReconnect(); err != nil {
+		c.asking.Lock()
+		c.line.lost()
+		err := c.nc.ForceReconnect()
+		c.asking.Unlock()
+		if err != nil && c.ctx.Err() == nil {
 			c.log.WarnContext(c.ctx, "reconnecting with the new SVID failed", "error", err)
-			c.readAgain()
 		}
 	}
 }
@@ -272,7 +278,6 @@ func (c *Client) JWK() aat.JWK { return c.jwk }
 // waits for every goroutine of the client. Closing twice is no error.
 func (c *Client) Close() error {
 	c.stop(ErrClosed)
-	c.stopReading()
 	var errs []error
 	if c.tasks != nil {
 		c.tasks.close()
@@ -294,12 +299,7 @@ func (c *Client) Close() error {
 
 // until returns a context that ends with ctx and with the client.
 func (c *Client) until(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
+	return during(ctx, c.ctx)
 }
 
 // startInbox begins to read the agent's inbox, once. Guards and operators have none, so it waits until it is needed.
@@ -318,7 +318,8 @@ func (c *Client) startInbox(ctx context.Context) error {
 		cancel()
 		if err == nil {
 			c.consumer = consumer
-			return c.read()
+			c.work.Go(c.read)
+			return nil
 		}
 		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrNoResponders) || !pause(ctx, wait) {
 			return fmt.Errorf("handoff: the agent's inbox cannot be reached: %w", err)
@@ -326,63 +327,47 @@ func (c *Client) startInbox(ctx context.Context) error {
 	}
 }
 
-// read reads the inbox. The caller has locked reading.
-func (c *Client) read() (err error) {
-	c.inbox, err = c.consumer.Consume(c.dispatch,
-		jetstream.PullMaxMessages(64),      // of up to 2 MiB each, in memory
-		jetstream.PullHeartbeat(heartbeat), // a request that the server has forgotten is made again after two
-		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+// read reads the inbox until the client is closed.
+func (c *Client) read() {
+	for c.ctx.Err() == nil {
+		if err := c.readSome(); err != nil && c.ctx.Err() == nil {
 			c.log.DebugContext(c.ctx, "reading the inbox", "error", err)
-		}))
+			pause(c.ctx, firstRetry)
+		}
+	}
+}
+
+// readSome makes one request for messages, which ends by itself or with its connection.
+func (c *Client) readSome() error {
+	life, err := c.line.wait(c.ctx)
 	if err != nil {
-		return fmt.Errorf("handoff: reading the agent's inbox: %w", err)
+		return err
+	}
+	c.asking.Lock()
+	defer c.asking.Unlock()
+	ctx, cancel := during(c.ctx, life)
+	defer cancel()
+	_, soon := c.svid()
+	ctx, done := context.WithTimeout(ctx, min(readFor, soon))
+	defer done()
+	if ctx.Err() != nil { // lost while another request was under way
+		return nil
+	}
+	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ctx))
+	if err != nil {
+		return err
+	}
+	for msg := range batch.Messages() {
+		c.dispatch(msg)
+	}
+	if err := batch.Error(); err != nil && ctx.Err() == nil {
+		return err
 	}
 	return nil
 }
 
-// forgetRequests gives up what was asked on the connection that has just ended. The server still holds those requests. It
-// cannot deliver what it would send in answer, and drops them only while nobody subscribes to their reply subject: were
-// that subscribed to again on the next connection, a message would go there, and come again only after AckWait.
-func (c *Client) forgetRequests() {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.inbox != nil {
-		c.inbox.Stop()
-		c.inbox = nil
-	}
-}
-
-// readAgain reads the inbox on a new connection.
-func (c *Client) readAgain() {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.inbox != nil { // begun while there was no connection
-		c.inbox.Drain()
-		c.inbox = nil
-	}
-	if c.consumer == nil || c.ctx.Err() != nil {
-		return
-	}
-	if err := c.read(); err != nil {
-		c.log.ErrorContext(c.ctx, "the inbox is not read any more", "error", err)
-	}
-}
-
-// stopReading ends reading with the messages that are here already.
-func (c *Client) stopReading() {
-	c.reading.Lock()
-	inbox := c.inbox
-	c.inbox = nil
-	c.reading.Unlock()
-	if inbox == nil {
-		return
-	}
-	inbox.Drain()
-	select {
-	case <-inbox.Closed():
-	case <-time.After(tryTimeout):
-	}
-}
+// maxRead is how many messages, of up to 2 MiB each, one request brings.
+const maxRead = 64
 
 // dispatch hands an inbox message to whoever waits for it.
 func (c *Client) dispatch(msg jetstream.Msg) {
@@ -425,7 +410,10 @@ func call[T any](ctx context.Context, c *Client, subject string, request func() 
 		if err != nil {
 			return nil, err
 		}
-		answer, err := ask[T](ctx, c.nc, subject, body)
+		answer, err := ask[T](ctx, c, subject, body)
+		if errors.Is(err, errLost) {
+			continue
+		}
 		if err == nil {
 			e := refusal(answer)
 			if e == nil {
@@ -445,10 +433,19 @@ func call[T any](ctx context.Context, c *Client, subject string, request func() 
 	}
 }
 
-func ask[T any](ctx context.Context, nc *nats.Conn, subject string, body []byte) (*T, error) {
+func ask[T any](ctx context.Context, c *Client, subject string, body []byte) (*T, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
-	msg, err := nc.RequestWithContext(ctx, subject, body)
+	life, err := c.line.wait(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("there is no connection: %w", err)
+	}
+	ctx, done := during(ctx, life)
+	defer done()
+	msg, err := c.nc.RequestWithContext(ctx, subject, body)
+	if errors.Is(context.Cause(ctx), errLost) {
+		return nil, errLost
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil, errors.New("there was no answer")
 	}

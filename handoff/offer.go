@@ -145,7 +145,7 @@ func (g *Grant) Offer(ctx context.Context, to string, task []byte, options ...Of
 		return nil, err
 	}
 	if o.noWait {
-		_, err := g.client.publish(ctx, h.msg)
+		_, _, err := g.client.publish(ctx, h.msg)
 		return h, err
 	}
 	return h, h.Await(ctx)
@@ -323,6 +323,7 @@ func (h *Handoff) Result(ctx context.Context) (*Result, error) {
 // a nil msg it only waits.
 func (c *Client) send(ctx context.Context, msg *nats.Msg, state *exchange, done func() (bool, error)) error {
 	var retry <-chan time.Time
+	var lost <-chan struct{} // ends with the connection that msg was published on
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	if msg != nil {
@@ -340,7 +341,7 @@ func (c *Client) send(ctx context.Context, msg *nats.Msg, state *exchange, done 
 			return err
 		}
 		if receipted {
-			retry = nil
+			retry, lost = nil, nil
 		}
 		select {
 		case <-changed:
@@ -349,8 +350,12 @@ func (c *Client) send(ctx context.Context, msg *nats.Msg, state *exchange, done 
 				return fmt.Errorf("handoff: no receipt came: %w (last: %w)", context.Cause(ctx), last)
 			}
 			return fmt.Errorf("handoff: %w", context.Cause(ctx))
+		case <-lost:
+			lost = nil
+			timer.Reset(0)
 		case <-retry:
-			permanent, err := c.publish(ctx, msg)
+			var permanent bool
+			permanent, lost, err = c.publish(ctx, msg)
 			if permanent {
 				return err
 			}
@@ -361,18 +366,26 @@ func (c *Client) send(ctx context.Context, msg *nats.Msg, state *exchange, done 
 	}
 }
 
-// publish queues a message. It says whether trying again is pointless.
-func (c *Client) publish(ctx context.Context, msg *nats.Msg) (permanent bool, err error) {
+// publish queues a message. It says whether trying again is pointless, and returns what is closed when the connection is
+// gone that the receipt would come on.
+func (c *Client) publish(ctx context.Context, msg *nats.Msg) (permanent bool, lost <-chan struct{}, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
+	life, err := c.line.wait(ctx)
+	if err != nil {
+		return false, nil, fmt.Errorf("handoff: queueing: %w", err)
+	}
+	lost = life.Done()
+	ctx, done := during(ctx, life)
+	defer done()
 	_, err = c.js.PublishMsg(ctx, &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data})
 	switch {
 	case err == nil:
-		return false, nil
+		return false, lost, nil
 	case errors.Is(err, nats.ErrMaxPayload):
-		return true, wire.Refuse(wire.CodeTooLarge, "the message is larger than the server takes")
+		return true, nil, wire.Refuse(wire.CodeTooLarge, "the message is larger than the server takes")
 	case errors.Is(err, nats.ErrConnectionClosed):
-		return true, ErrClosed
+		return true, nil, ErrClosed
 	}
-	return false, fmt.Errorf("handoff: queueing: %w", err)
+	return false, lost, fmt.Errorf("handoff: queueing: %w", err)
 }

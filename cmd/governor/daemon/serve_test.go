@@ -7,12 +7,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon/daemontest"
 	"github.com/handoff-governor/handoff-governor/handoff"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
 )
 
 func connect(t *testing.T, w *daemontest.World, name string) *handoff.Client {
@@ -105,5 +109,76 @@ func TestWorkloadAPIRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.why) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// While SVIDs are replaced over and over, of agents, of the governor and of the servers, tasks pass as always: none fails, and
+// none waits for a connection to come back.
+func TestRotation(t *testing.T) {
+	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
+		const ttl, lives = 3 * time.Second, 4
+		w := daemontest.Start(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		planner, writer := connect(t, w, "planner"), connect(t, w, "writer")
+		session, err := planner.OpenSession(ctx, handoff.SessionRequest{
+			Objective: "test", Tools: aat.Tools{"search": {}}, MaxHops: 4, TTL: time.Hour,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var slowest time.Duration
+		passed, renewed := 0, time.Now()
+		for end := time.Now().Add(lives * ttl); time.Now().Before(end); passed++ {
+			if w.NATS != nil && time.Since(renewed) > ttl/3 { // as spiffe-helper does, at about half of their life
+				w.Renew()
+				renewed = time.Now()
+			}
+			begun := time.Now()
+			if err := pass(ctx, session, writer, fmt.Sprint(passed)); err != nil {
+				t.Fatalf("handoff %d: %v", passed, err)
+			}
+			slowest = max(slowest, time.Since(begun))
+		}
+		t.Logf("%d handoffs in %d lives of an SVID; the slowest took %s", passed, lives, slowest)
+		if slowest > time.Second {
+			t.Errorf("a handoff took %s: it waited for a connection", slowest)
+		}
+	})
+}
+
+// Who connects with a JWT-SVID, where the server is embedded, is who it says; a token for somebody else is nothing.
+func TestJWTSVID(t *testing.T) {
+	w := daemontest.Start(t, daemontest.Embedded)
+	address, err := w.Socket("/agent/planner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := workloadapi.NewJWTSource(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(address)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	dial := func(audience string) (*nats.Conn, error) {
+		svid, err := source.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: audience})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundles := w.Source("/agent/planner")
+		config := identity.ClientTLS(bundles, bundles, identity.OnlyPeer(spiffeid.RequireFromPath(daemontest.TrustDomain, "/governor")))
+		config.GetClientCertificate = nil
+		return nats.Connect(w.Endpoint.URL, nats.Secure(config), nats.TLSHandshakeFirst(), nats.Token(svid.Marshal()))
+	}
+	conn, err := dial(w.Endpoint.Governor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Request("handoff.keys", []byte("{}"), 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if conn, err := dial("spiffe://handoff.local/other"); err == nil {
+		conn.Close()
+		t.Error("a token for somebody else was taken")
 	}
 }
