@@ -62,6 +62,12 @@ func (c *Client) snapshot(ctx context.Context, g *guard.Guard, after string) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
+	life, err := c.line.wait(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, done := during(ctx, life)
+	defer done()
 	page, err := c.nc.RequestWithContext(ctx, wire.SubjectRevocations, request)
 	if err != nil {
 		return err

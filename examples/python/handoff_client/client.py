@@ -228,7 +228,7 @@ class Client:
         connection = Connection()
         await connection.connect(
             self.url,
-            tls=self.identity.tls(self.governor),
+            tls=self.identity.tls(self.governor, self.governor.removesuffix("governor") + "nats/"),
             tls_handshake_first=True,
             allow_reconnect=False,
             error_cb=errored,

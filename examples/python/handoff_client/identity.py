@@ -34,8 +34,10 @@ class Identity:
         self._source.subscribe_for_updates(call)
         return lambda: self._source.unsubscribe_for_updates(call)
 
-    def tls(self, server: str) -> ssl.SSLContext:
+    def tls(self, server: str, below: str = "") -> ssl.SSLContext:
         """Mutual TLS with the one server that has this SPIFFE ID. Make a new one for each connection: SVIDs are short.
+
+        Given below, a server whose SPIFFE ID begins with that will do, too: it must end in a slash.
 
         SPIFFE checks names in the certificate's URI and not those of DNS, which Python cannot do by itself. So the check
         of host names is off, and two others take its place: the chain must end in the bundle of the server's own trust
@@ -47,7 +49,7 @@ class Identity:
         if bundle is None:
             raise ssl.SSLError(f"the Workload API gives no bundle for the trust domain of {server}")
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-        context.server = server
+        context.server, context.below = server, below
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
@@ -82,6 +84,7 @@ class _Socket(ssl.SSLSocket):
 
 class _Context(ssl.SSLContext):
     server: str
+    below: str
     sslobject_class: Any = _Object
     sslsocket_class: Any = _Socket
 
@@ -97,7 +100,7 @@ def _peer(context: ssl.SSLContext, certificate: bytes | None) -> None:
             uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         except x509.ExtensionNotFound:
             pass
-    if uris != [context.server]:
+    if len(uris) != 1 or uris[0] != context.server and not (context.below and uris[0].startswith(context.below)):
         raise ssl.SSLCertVerificationError(f"the server is {uris}, and not {context.server}")
 
 
