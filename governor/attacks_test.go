@@ -7,7 +7,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon/daemontest"
@@ -29,12 +31,15 @@ type attack struct {
 // arena is where attacks are made.
 type arena struct {
 	*world
-	in      daemontest.Deployment
-	n       int    // of the attack
-	mallory *agent // who attacks
-	planner *agent // who works, and holds root
-	writer  *agent // who works for planner
-	root    held   // planner's
+	in       daemontest.Deployment
+	n        int    // of the attack
+	mallory  *agent // who attacks
+	planner  *agent // who works, and holds root
+	writer   *agent // who works for planner
+	root     held   // planner's
+	operator *agent // who looks at what has come of it
+
+	accomplice *agent // see bob
 }
 
 // attacks are all of them, each group from its own file.
@@ -63,7 +68,7 @@ func TestAttack(t *testing.T) {
 	}
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
 		w := newWorldIn(t, in, arenaLimits)
-		base := &arena{world: w, in: in, planner: w.agent("planner"), writer: w.agent("writer")}
+		base := &arena{world: w, in: in, planner: w.agent("planner"), writer: w.agent("writer"), operator: w.operator()}
 		base.root = base.planner.session(readFiles())
 		var table strings.Builder
 		rows := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
@@ -98,7 +103,7 @@ func (a *arena) at(t *testing.T, n int) *arena {
 	w := *a.world
 	w.t = t
 	here.world, here.n = &w, n
-	for _, who := range []**agent{&here.planner, &here.writer} {
+	for _, who := range []**agent{&here.planner, &here.writer, &here.operator} {
 		same := **who
 		same.w, same.t = &w, t
 		*who = &same
@@ -107,19 +112,23 @@ func (a *arena) at(t *testing.T, n int) *arena {
 	return &here
 }
 
-// work is what those do whom nothing of this concerns: a task goes to the writer, and its result comes back.
+// entriesOfWork is what work adds to the ledger: offered, claimed, finished.
+const entriesOfWork = 3
+
+// work is what those do whom nothing of this concerns: a task goes to the writer, and its result comes back. Nothing else
+// has come to either.
 func (a *arena) work() {
 	a.t.Helper()
 	begun := time.Now()
 	o := a.root.offer(a.writer.name, "work")
 	a.planner.receipt(o.id)
-	a.writer.next(wire.KindTask, o.id)
+	a.only(a.writer, wire.KindTask, o.id)
 	h, claimed := a.writer.claim(a.root.session, o.id)
 	if string(claimed.Task) != "work" {
 		a.t.Errorf("the writer was given %q", claimed.Task)
 	}
 	a.writer.receipt(h.result("done"))
-	if got := a.planner.next(wire.KindResult, o.id); string(got.Data()) != "done" {
+	if got := a.only(a.planner, wire.KindResult, o.id); string(got.Data()) != "done" {
 		a.t.Errorf("the planner was given %q", got.Data())
 	}
 	if took := time.Since(begun); took > 5*time.Second {
@@ -127,9 +136,59 @@ func (a *arena) work() {
 	}
 }
 
-// forbidden publishes what the server must refuse by its permissions, and returns that it did.
-func (a *agent) forbidden(subject string, body []byte) string {
+// only takes the next message from an inbox, which must be the one expected.
+func (a *arena) only(of *agent, kind, id string) jetstream.Msg {
 	a.t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		m, err := of.inbox.Next(jetstream.FetchMaxWait(time.Second))
+		if err != nil {
+			continue
+		}
+		if err := m.Ack(); err != nil {
+			a.t.Fatal(err)
+		}
+		if m.Headers().Get(wire.HeaderKind) == kind && m.Headers().Get(wire.HeaderID) == id {
+			return m
+		}
+		a.t.Errorf("%s was sent a %s about %s: %s", of.name, m.Headers().Get(wire.HeaderKind), m.Headers().Get(wire.HeaderID), m.Data())
+	}
+	a.t.Fatalf("no %s about %s in the inbox of %s", kind, id, of.name)
+	return nil
+}
+
+// bob is an agent that does as mallory says, or is her next victim. It is not one of those who work.
+func (a *arena) bob() *agent {
+	if a.accomplice == nil {
+		a.accomplice = a.agent(fmt.Sprintf("bob-%d", a.n))
+	}
+	return a.accomplice
+}
+
+// entries is how many the ledger has.
+func (a *arena) entries() uint64 {
+	a.t.Helper()
+	return a.operator.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries
+}
+
+// offerRefused makes an offer to bob that must be denied with a code, and which bob cannot claim then.
+func (a *arena) offerRefused(h held, code wire.Code, change func(*offering)) string {
+	a.t.Helper()
+	o := h.offer(a.bob().name, "do this", change)
+	var v wire.Verdict
+	if err := json.Unmarshal(h.a.next(wire.KindVerdict, "").Data(), &v); err != nil {
+		a.t.Fatal(err)
+	}
+	if v.Effect != wire.EffectDeny || len(v.Reasons) == 0 || v.Reasons[0].Code != code || v.Reasons[0].Message == "" {
+		a.t.Fatalf("the verdict is %+v, not a denial with %s", v, code)
+	}
+	if c := a.bob().tryClaim(h.session, o.id); c.Error == nil || c.Chain != nil || c.Task != nil {
+		a.t.Errorf("bob has claimed it: %+v", c)
+	}
+	return "governor: " + string(v.Reasons[0].Code)
+}
+
+// complaints are what the server tells a client of what it may not.
+func (a *agent) complaints() <-chan error {
 	errs := make(chan error, 16)
 	a.nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		select {
@@ -137,7 +196,13 @@ func (a *agent) forbidden(subject string, body []byte) string {
 		default:
 		}
 	})
-	if err := a.nc.Publish(subject, body); err != nil {
+	return errs
+}
+
+// violation waits for the server to say that something is not permitted.
+func (a *agent) violation(what string, errs <-chan error) string {
+	a.t.Helper()
+	if err := a.nc.Flush(); err != nil {
 		a.t.Fatal(err)
 	}
 	select {
@@ -145,9 +210,19 @@ func (a *agent) forbidden(subject string, body []byte) string {
 		if strings.Contains(strings.ToLower(err.Error()), "permissions violation") {
 			return "NATS: permissions violation"
 		}
-		a.t.Errorf("publishing on %s: %v", subject, err)
+		a.t.Errorf("%s: %v", what, err)
 	case <-time.After(10 * time.Second):
-		a.t.Errorf("publishing on %s was not refused", subject)
+		a.t.Errorf("%s was not refused", what)
 	}
 	return ""
+}
+
+// forbidden publishes what the server must refuse by its permissions.
+func (a *agent) forbidden(subject string, body []byte) string {
+	a.t.Helper()
+	errs := a.complaints()
+	if err := a.nc.Publish(subject, body); err != nil {
+		a.t.Fatal(err)
+	}
+	return a.violation("publishing on "+subject, errs)
 }
