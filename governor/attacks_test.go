@@ -13,6 +13,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon/daemontest"
+	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -168,6 +169,27 @@ func (a *arena) bob() *agent {
 func (a *arena) entries() uint64 {
 	a.t.Helper()
 	return a.operator.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries
+}
+
+// wrote checks how many entries the ledger has since it had so many; but for counts of what was set aside unread.
+func (a *arena) wrote(before uint64, want int) {
+	a.t.Helper()
+	out := a.operator.operate(wire.VerbChainEntries, wire.OperatorRequest{From: before})
+	if out.Error != nil {
+		a.t.Fatal(out.Error)
+	}
+	for _, raw := range out.Entries {
+		e, err := entry.Decode(raw)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		if e.Kind != entry.KindQuarantined {
+			want--
+		}
+	}
+	if want != 0 {
+		a.t.Errorf("the ledger has %d entries too many: %s", -want, out.Entries)
+	}
 }
 
 // offerRefused makes an offer to bob that must be denied with a code, and which bob cannot claim then.
