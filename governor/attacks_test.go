@@ -46,14 +46,14 @@ type arena struct {
 // attacks are all of them, each group from its own file.
 func attacks() []attack {
 	var all []attack
-	for _, group := range [][]attack{wireAttacks} {
+	for _, group := range [][]attack{wireAttacks, credentialAttacks} {
 		all = append(all, group...)
 	}
 	return all
 }
 
 // leastAttacks is how many the suite has promised to make.
-const leastAttacks = 1
+const leastAttacks = 129
 
 func TestAttack(t *testing.T) {
 	all := attacks()
