@@ -212,6 +212,9 @@ func (c *claim) sequence(b *batch) error {
 	if h == nil || h.to != c.agent || h.session.id != c.session {
 		return refuse(wire.CodeHandoffUnknown, "there is no such task for this agent in this session")
 	}
+	if refusal := b.st.acts(c.agent); refusal != nil {
+		return refuse(refusal.Code, refusal.Message)
+	}
 	print := c.jwk.Thumbprint()
 	now := b.seconds()
 	switch {

@@ -155,6 +155,9 @@ func (st *State) dump() string {
 	for way, n := range st.open {
 		add("open %s %s %d", way.from, way.to, n)
 	}
+	for name, at := range st.withdrawn {
+		add("withdrawn %s %d", name, at)
+	}
 	for name, n := range st.opens {
 		add("opens %s %d", name, n)
 	}

@@ -35,6 +35,12 @@ type Config struct {
 
 	// KnownAgent tells whether a name may be handed to at all. Nil: every valid name.
 	KnownAgent func(name string) bool
+	// Withdrawn is told of every identity that is withdrawn or restored, once that is on record and before it is answered;
+	// and, by [New], of all that are withdrawn. It keeps a withdrawn identity from connecting, and cuts the connections that
+	// it has; where it fails, it is called again with each heartbeat. One call at a time. Nil: nobody needs to know.
+	Withdrawn func(ctx context.Context, name string, withdrawn bool) error
+	// MaxWithdrawn is how many identities may be withdrawn at a time. 0: DefaultMaxWithdrawn.
+	MaxWithdrawn int
 	// MaxOpen is how many handoffs may be open for one receiver, half of them from one sender. 0: DefaultMaxOpen.
 	MaxOpen int
 	// MaxSessions is how many sessions one agent may have open. 0: DefaultMaxSessions.
@@ -49,8 +55,9 @@ type Config struct {
 
 // What a [Config] has where it says nothing.
 const (
-	DefaultMaxOpen     = 10_000
-	DefaultMaxSessions = 1000
+	DefaultMaxOpen      = 10_000
+	DefaultMaxSessions  = 1000
+	DefaultMaxWithdrawn = 10_000
 )
 
 // Governor runs the path. Make one with [New], and run it once.
@@ -71,6 +78,7 @@ type Governor struct {
 		messages []wire.Outbound
 	}
 	hole       hole
+	identities identities
 	quarantine struct {
 		sync.Mutex
 		counts map[quarantineKey]int
@@ -100,6 +108,12 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = DefaultMaxSessions
 	}
+	if cfg.MaxWithdrawn == 0 {
+		cfg.MaxWithdrawn = DefaultMaxWithdrawn
+	}
+	if cfg.Withdrawn == nil {
+		cfg.Withdrawn = func(context.Context, string, bool) error { return nil }
+	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second
 	}
@@ -127,6 +141,7 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		return nil, fmt.Errorf("reading the ledger back: %w", err)
 	}
 	g.feed.load(g.state)
+	g.tellWithdrawn(ctx)
 	return g, nil
 }
 
@@ -258,6 +273,7 @@ func (g *Governor) keepTime(ctx context.Context) {
 			}
 		}
 		g.payOwed(ctx)
+		g.tellAgain(ctx)
 		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
 			g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
 		}

@@ -19,10 +19,11 @@ import (
 //
 // It is a cache and proves nothing: without it the whole ledger is read, to the same state.
 const (
-	liveSession = "session/" // + ID → nothing
-	liveAgent   = "agent/"   // + name → newest entry sent + 1, newest entry received + 1; 0 for none
-	liveBundle  = "bundle"   // → digest of the bundle in force
-	liveOut     = "out"      // → what has left for inboxes: outMark
+	liveSession   = "session/"   // + ID → nothing
+	liveAgent     = "agent/"     // + name → newest entry sent + 1, newest entry received + 1; 0 for none
+	liveWithdrawn = "withdrawn/" // + name → the entry that withdrew it
+	liveBundle    = "bundle"     // → digest of the bundle in force
+	liveOut       = "out"        // → what has left for inboxes: outMark
 )
 
 // touch notes that a key of the live bucket is out of date.
@@ -45,6 +46,12 @@ func (st *State) liveValue(key string) []byte {
 			binary.BigEndian.PutUint64(heads[8:], i+1)
 		}
 		return heads[:]
+	}
+	if name, ok := strings.CutPrefix(key, liveWithdrawn); ok {
+		if at, ok := st.withdrawn[name]; ok {
+			return binary.BigEndian.AppendUint64(nil, at)
+		}
+		return nil
 	}
 	return []byte(st.bundle)
 }
@@ -199,6 +206,13 @@ func (st *State) restoreLive(ctx context.Context, log Log) error {
 			if i := binary.BigEndian.Uint64(value[8:]); i > 0 {
 				st.receiver[name] = i - 1
 			}
+			continue
+		}
+		if name, ok := strings.CutPrefix(key, liveWithdrawn); ok {
+			if len(value) != 8 {
+				return fmt.Errorf("who withdrew %s has %d bytes", name, len(value))
+			}
+			st.withdrawn[name] = binary.BigEndian.Uint64(value)
 			continue
 		}
 		switch key {

@@ -231,6 +231,9 @@ func (o *offer) sequence(b *batch) error {
 	if o.later = b.disagrees(o.read) || o.link != nil && b.before(o.link.Claims.IssuedAt); o.later {
 		return nil
 	}
+	if refusal := b.st.acts(o.in.Sender); refusal != nil {
+		o.refusal = refusal
+	}
 	if o.refusal != nil {
 		o.refuse(b)
 		return nil
@@ -273,6 +276,8 @@ func (o *offer) mutable(b *batch, s *session, parent *grant) *wire.Reason {
 		return &wire.Reason{Code: wire.CodeExpired, Message: "the offer's deadline or exp has passed; make a new offer"}
 	case len(countedLabels(b.judge, parent, o.claim.Labels)) > wire.MaxLabels:
 		return &wire.Reason{Code: wire.CodeTooLarge, Message: "with what the grant carries these are more than 64 labels; declare fewer"}
+	case b.st.acts(o.in.To) != nil:
+		return &wire.Reason{Code: wire.CodeWithdrawn, Message: "the receiver was withdrawn; hand the task to another agent"}
 	}
 	switch most := o.g.cfg.MaxOpen; { // what is held has its place already
 	case b.st.open[path{to: o.in.To}] >= most:

@@ -35,7 +35,12 @@ func (g *Governor) serve(ctx context.Context, r wire.Request) {
 
 func (g *Governor) respond(ctx context.Context, r wire.Request) any {
 	verb, operators := strings.CutPrefix(r.Verb, wire.VerbOperator)
+	g.state.mu.RLock()
+	refusal := g.state.acts(r.Sender)
+	g.state.mu.RUnlock()
 	switch {
+	case refusal != nil:
+		return refused(refusal)
 	case operators:
 		return g.operate(ctx, verb, r)
 	case len(r.Body) > wire.MaxRequest:
@@ -138,6 +143,12 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 	case wire.VerbApprove:
 		index, effect, refusal := g.approve(ctx, q.Index, r.Sender, q.Approve)
 		return wire.OperatorResponse{Error: refusal, Entry: index, Effect: effect}
+	case wire.VerbIdentityWithdraw:
+		return g.setIdentity(ctx, entry.Identity{Name: q.Name, Effect: entry.Withdrawn, By: r.Sender, Reason: q.Reason})
+	case wire.VerbIdentityRestore:
+		return g.setIdentity(ctx, entry.Identity{Name: q.Name, Effect: entry.Restored, By: r.Sender, Reason: q.Reason})
+	case wire.VerbIdentityList:
+		return g.withdrawnList(ctx, q.Name)
 	}
 	return refused(wire.Refuse(wire.CodeMalformed, "there is no such operator's request"))
 }

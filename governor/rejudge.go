@@ -37,6 +37,9 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 	bundle = judge.Bytes() // what is in force, and no other spelling of it
 	early := g.prejudge(ctx, judge)
 	err = g.do(ctx, func(b *batch) error {
+		if refusal = b.st.acts(by); refusal != nil {
+			return nil
+		}
 		before := b.judge
 		e := &entry.Entry{Kind: entry.KindBundle, Bundle: &entry.Bundle{Digest: judge.Digest(), By: by, Size: len(bundle)}}
 		err := b.write(e, known{}, nil, func(r *ledger.Record) {
@@ -54,6 +57,9 @@ func (g *Governor) activate(ctx context.Context, bundle []byte, by string) (inde
 	})
 	if err != nil {
 		return 0, unavailable(err)
+	}
+	if refusal != nil {
+		return 0, refusal
 	}
 	g.log.InfoContext(ctx, "bundle in force", "digest", judge.Digest(), "by", by, "entry", index)
 	return index, nil
@@ -186,6 +192,9 @@ func (g *Governor) rejudge(ctx context.Context, b *batch, early map[string]judge
 // input: it may still say no.
 func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) (index uint64, effect string, refusal *wire.Error) {
 	err := g.do(ctx, func(b *batch) error {
+		if refusal = b.st.acts(by); refusal != nil {
+			return nil
+		}
 		of, rec := b.st.waiting(of)
 		if rec == nil {
 			refusal = wire.Refuse(wire.CodeHandoffUnknown, fmt.Sprintf("entry %d holds nothing that waits for approval", of))

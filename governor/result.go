@@ -213,6 +213,9 @@ func (r *result) sequence(b *batch) error {
 	if r.later = b.disagrees(r.read); r.later {
 		return nil
 	}
+	if refusal := b.st.acts(r.in.Sender); refusal != nil {
+		r.refusal = refusal
+	}
 	if r.refusal == nil && r.over {
 		return r.forgotten(b)
 	}

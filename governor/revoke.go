@@ -20,6 +20,9 @@ import (
 // handoff's.
 func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (index uint64, refusal *wire.Error) {
 	err := g.do(ctx, func(b *batch) error {
+		if refusal = b.st.acts(by); refusal != nil {
+			return nil
+		}
 		target := b.st.byID[id]
 		h := b.st.handoffs[id]
 		if target == nil && h != nil && h.grant != nil {

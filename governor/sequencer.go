@@ -37,6 +37,7 @@ type batch struct {
 	effects effects
 	ids     map[string]bool // that its entries use up
 	undo    []func()        // of what is not in the state, should the batch fail
+	durable []func()        // called once its entries are on record, before its effects leave; they must not wait
 	judging time.Duration   // spent on asking the policy again
 }
 
@@ -182,6 +183,9 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 		ordered = !errors.Is(err, ledger.ErrIDUsed) // one of them is to blame, not the disk
 	}
 	if err == nil {
+		for _, tell := range b.durable {
+			tell()
+		}
 		out <- b
 		return
 	}

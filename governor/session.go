@@ -78,7 +78,9 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 		},
 	}
 	err = g.do(ctx, func(b *batch) error { // 4. sequence, record
-		refusal = nil // this may run again, where its batch fails
+		if refusal = b.st.acts(r.Sender); refusal != nil { // nil: this may run again, where its batch fails
+			return nil
+		}
 		if used, err := g.usedBefore(b, request.ID); err != nil {
 			refusal = unavailable(err)
 			return nil
@@ -328,6 +330,9 @@ func (g *Governor) closeAs(ctx context.Context, id, by, reason string) wire.Sess
 	}
 	var status wire.SessionStatus
 	err := g.do(ctx, func(b *batch) error {
+		if status.Error = b.st.acts(by); status.Error != nil {
+			return nil
+		}
 		s := b.st.sessions[id]
 		if s == nil {
 			status.Error = g.absentSession(id)

@@ -28,20 +28,21 @@ type State struct {
 	clock  int64  // time of the newest entry, Unix milliseconds
 	bundle string // digest of the bundle in force
 
-	sessions map[string]*session
-	handoffs map[string]*handoff    // by ID
-	grants   map[[32]byte]*grant    // by hash of the link's signing input
-	byID     map[string]*grant      // by the link's jti
-	holders  map[string]holder      // thumbprint of live grants' key → whose it is
-	sender   map[string]uint64      // agent → newest entry it sent
-	receiver map[string]uint64      // agent → newest entry to it
-	open     map[path]int           // handoffs admitted, without a result
-	opens    map[string]int         // agent → sessions that it has opened, and that are not over
-	used     map[string]uint64      // every ID of these sessions → its entry
-	held     map[uint64]*heldRecord // index of a held decision → what waits
-	expiries expiries               // what to end when, soonest first
-	touched  map[string]bool        // keys of the live bucket that are out of date: live.go
-	out      outMark                // of the live bucket that this was read from: republish.go
+	sessions  map[string]*session
+	handoffs  map[string]*handoff    // by ID
+	grants    map[[32]byte]*grant    // by hash of the link's signing input
+	byID      map[string]*grant      // by the link's jti
+	holders   map[string]holder      // thumbprint of live grants' key → whose it is
+	sender    map[string]uint64      // agent → newest entry it sent
+	receiver  map[string]uint64      // agent → newest entry to it
+	open      map[path]int           // handoffs admitted, without a result
+	withdrawn map[string]uint64      // identity → the entry that withdrew it
+	opens     map[string]int         // agent → sessions that it has opened, and that are not over
+	used      map[string]uint64      // every ID of these sessions → its entry
+	held      map[uint64]*heldRecord // index of a held decision → what waits
+	expiries  expiries               // what to end when, soonest first
+	touched   map[string]bool        // keys of the live bucket that are out of date: live.go
+	out       outMark                // of the live bucket that this was read from: republish.go
 
 	keys     *Keys
 	verifier *aat.Verifier
@@ -50,21 +51,22 @@ type State struct {
 
 func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
 	return &State{
-		keys:     keys,
-		verifier: v,
-		profile:  &profile.Profile{Governors: maps.Clone(p.Governors), Issuers: p.Issuers},
-		sessions: map[string]*session{},
-		handoffs: map[string]*handoff{},
-		grants:   map[[32]byte]*grant{},
-		byID:     map[string]*grant{},
-		holders:  map[string]holder{},
-		sender:   map[string]uint64{},
-		receiver: map[string]uint64{},
-		open:     map[path]int{},
-		opens:    map[string]int{},
-		used:     map[string]uint64{},
-		held:     map[uint64]*heldRecord{},
-		touched:  map[string]bool{},
+		keys:      keys,
+		verifier:  v,
+		profile:   &profile.Profile{Governors: maps.Clone(p.Governors), Issuers: p.Issuers},
+		sessions:  map[string]*session{},
+		handoffs:  map[string]*handoff{},
+		grants:    map[[32]byte]*grant{},
+		byID:      map[string]*grant{},
+		holders:   map[string]holder{},
+		sender:    map[string]uint64{},
+		receiver:  map[string]uint64{},
+		open:      map[path]int{},
+		withdrawn: map[string]uint64{},
+		opens:     map[string]int{},
+		used:      map[string]uint64{},
+		held:      map[uint64]*heldRecord{},
+		touched:   map[string]bool{},
 	}
 }
 
@@ -298,6 +300,14 @@ func (st *State) apply(e *entry.Entry, k known) error {
 		st.bundle = e.Bundle.Digest
 		st.touch(liveBundle)
 	}
+	if e.Kind == entry.KindIdentity {
+		if e.Identity.Effect == entry.Withdrawn {
+			st.withdrawn[e.Identity.Name] = e.Index
+		} else {
+			delete(st.withdrawn, e.Identity.Name)
+		}
+		st.touch(liveWithdrawn + e.Identity.Name)
+	}
 	if e.From != "" {
 		st.sender[e.From] = e.Index
 		st.touch(liveAgent + e.From)
@@ -327,7 +337,7 @@ func (st *State) applySession(e *entry.Entry, k known) error {
 		err = st.applyResult(e)
 	case entry.KindRevoked:
 		err = st.applyRevoked(e)
-	case entry.KindRejudged, entry.KindQuarantined, entry.KindBundle:
+	case entry.KindRejudged, entry.KindQuarantined, entry.KindBundle, entry.KindIdentity:
 		// What a re-judgement did to a grant is in the entries that follow it; the others are of no session.
 	default:
 		err = fmt.Errorf("unknown kind %q", e.Kind)
@@ -798,7 +808,7 @@ func (st *State) replace(fresh *State) {
 	st.next, st.clock, st.bundle = fresh.next, fresh.clock, fresh.bundle
 	st.sessions, st.handoffs, st.grants, st.byID = fresh.sessions, fresh.handoffs, fresh.grants, fresh.byID
 	st.holders, st.sender, st.receiver, st.open = fresh.holders, fresh.sender, fresh.receiver, fresh.open
-	st.opens, st.out = fresh.opens, fresh.out
+	st.opens, st.out, st.withdrawn = fresh.opens, fresh.out, fresh.withdrawn
 	st.used, st.held, st.expiries, st.touched = fresh.used, fresh.held, fresh.expiries, fresh.touched
 }
 

@@ -426,7 +426,7 @@ func (p *place) showReport(out *cli.Output, r entry.Report, took time.Duration) 
 	pairs := []string{"entries", entries}
 	for _, kind := range []entry.Kind{
 		entry.KindSession, entry.KindClosed, entry.KindDecided, entry.KindApproved, entry.KindClaimed, entry.KindResult,
-		entry.KindRevoked, entry.KindBundle, entry.KindRejudged, entry.KindQuarantined,
+		entry.KindRevoked, entry.KindBundle, entry.KindRejudged, entry.KindQuarantined, entry.KindIdentity,
 	} {
 		if n := r.Kinds[kind]; n > 0 {
 			pairs = append(pairs, "  "+string(kind), strconv.FormatUint(n, 10))

@@ -30,8 +30,9 @@ type chains struct {
 	sender   map[string]uint64    // :: agent → the newest entry from it
 	receiver map[string]uint64    // :: agent → the newest entry to it
 
-	open map[string]*session // sessions that are not closed
-	held map[uint64]*held    // :: index of a decision to hold → what it holds
+	open      map[string]*session // sessions that are not closed
+	withdrawn map[string]uint64   // :: identity → the entry that withdrew it
+	held      map[uint64]*held    // :: index of a decision to hold → what it holds
 
 	verifier  aat.Verifier
 	profile   profile.Profile
@@ -98,7 +99,7 @@ func newChains(cfg Config, report *Report) *chains {
 		report: report, log: report.Checkpoint.Origin,
 		used: map[uuid.UUID]uint64{}, session: map[uuid.UUID]uint64{}, grant: map[uuid.UUID]uint64{},
 		sender: map[string]uint64{}, receiver: map[string]uint64{},
-		open: map[string]*session{}, held: map[uint64]*held{},
+		open: map[string]*session{}, held: map[uint64]*held{}, withdrawn: map[string]uint64{},
 		verifier:  aat.Verifier{Anchors: cfg.Issuers, MaxIATSkew: cfg.Skew},
 		profile:   profile.Profile{Governors: map[string][]ed25519.PublicKey{}},
 		believing: len(cfg.Governors) == 0,
@@ -239,6 +240,8 @@ func (s *step) kind() error {
 		return s.opened(e.Opened)
 	case KindDecided:
 		return s.decided(e.Decided)
+	case KindIdentity:
+		return s.identity(e.Identity)
 	}
 	in := s.open[s.e.Session]
 	if in == nil {
@@ -246,6 +249,9 @@ func (s *step) kind() error {
 	}
 	switch e := s.e; e.Kind {
 	case KindClosed:
+		if err := s.acts("closed.by", e.Closed.By); err != nil {
+			return err
+		}
 		delete(s.open, in.id)
 		return nil
 	case KindApproved:
@@ -270,12 +276,58 @@ func (s *step) activated(b *Bundle) error {
 		return s.bad("bundle", "names no bundle")
 	}
 	s.bundle = b.Digest
-	return nil
+	return s.acts("bundle.by", b.By)
 }
 
 func (s *step) quarantined(q *Quarantined) error {
 	if q.Count <= 0 || q.Code == "" {
 		return s.bad("quarantined", "counts nothing")
+	}
+	return nil
+}
+
+// identity reads who is cut off, or let in again. Nothing of theirs may be left when they are cut off.
+func (s *step) identity(i *Identity) error {
+	at, withdrawn := s.withdrawn[i.Name]
+	switch {
+	case i.Name == "":
+		return s.bad("identity.name", "is missing")
+	case i.By == "":
+		return s.bad("identity.by", "is missing")
+	case i.By == i.Name:
+		return s.bad("identity.by", "is the identity itself")
+	case i.Effect == Restored && !withdrawn:
+		return s.bad("identity.effect", "restores what was not withdrawn")
+	case i.Effect == Withdrawn && withdrawn:
+		return s.bad("identity.effect", "withdraws what entry %d has withdrawn", at)
+	case i.Effect != Restored && i.Effect != Withdrawn:
+		return s.bad("identity.effect", "must be withdrawn or restored")
+	}
+	if err := s.acts("identity.by", i.By); err != nil {
+		return err
+	}
+	if i.Effect == Restored {
+		delete(s.withdrawn, i.Name)
+		return nil
+	}
+	for _, in := range s.open {
+		if in.root.agent == i.Name {
+			return s.bad("identity.name", "opened session %s, which is not closed", in.id)
+		}
+		for _, h := range in.handoffs {
+			if h.to == i.Name && (h.state == isHeld || h.state == isAdmitted || h.state == isClaimed) {
+				return s.bad("identity.name", "was handed %s, which is not revoked", h.id)
+			}
+		}
+	}
+	s.withdrawn[i.Name] = s.e.Index
+	return nil
+}
+
+// acts refuses what somebody does who is withdrawn.
+func (s *step) acts(field, name string) error {
+	if at, withdrawn := s.withdrawn[name]; withdrawn {
+		return s.bad(field, "is %q, which entry %d has withdrawn", name, at)
 	}
 	return nil
 }
@@ -297,6 +349,9 @@ func (s *step) opened(o *Opened) error {
 		return s.bad("grant", "is %q; the root is %q", s.e.Grant, root.Claims.ID)
 	case root.Claims.MaxDepth > 2*o.MaxHops:
 		return s.bad("opened.root", "allows a depth of %d; %d hops are %d", root.Claims.MaxDepth, o.MaxHops, 2*o.MaxHops)
+	}
+	if err := s.acts("opened.opener", o.Opener); err != nil {
+		return err
 	}
 	if err := s.decision("opened.decision", &o.Decision, wire.EffectAllow); err != nil {
 		return err
@@ -368,6 +423,9 @@ func (s *step) decided(d *Decided) error {
 		return s.decision("decided.decision", d.Decision, d.Effect)
 	}
 	if err := s.usable("grant", parent); err != nil {
+		return err
+	}
+	if err := s.acts("to", s.e.To); err != nil {
 		return err
 	}
 	h := &handoff{id: s.e.Handoff, from: s.e.From, to: s.e.To, parent: parent, offer: offer, index: s.e.Index}
@@ -465,6 +523,9 @@ func (s *step) approved(in *session, a *Approved) error {
 		return s.bad("approved.by", "is missing")
 	case !a.Approve && a.Decided != nil && a.Decided.Effect != wire.EffectDeny:
 		return s.bad("approved.decided", "is %q though the person said no", a.Decided.Effect)
+	}
+	if err := s.acts("approved.by", a.By); err != nil {
+		return err
 	}
 	delete(s.held, a.Of)
 	h := waiting.handoff
@@ -673,6 +734,9 @@ func (s *step) accept(in *session, h *handoff) error {
 
 // revoked reads which grants nothing may come of any more. It must name all that are live below each.
 func (s *step) revoked(in *session, r *Revoked) error {
+	if err := s.acts("revoked.by", r.By); err != nil {
+		return err
+	}
 	for i, id := range r.Grants {
 		if in.grants[id] == nil {
 			return s.bad(fmt.Sprintf("revoked.grants.%d", i), "is no grant of this session")

@@ -124,7 +124,7 @@ func (e *Entry) check() error {
 		{KindSession, e.Opened != nil}, {KindClosed, e.Closed != nil}, {KindDecided, e.Decided != nil},
 		{KindApproved, e.Approved != nil}, {KindClaimed, e.Claimed != nil}, {KindResult, e.Result != nil},
 		{KindRevoked, e.Revoked != nil}, {KindBundle, e.Bundle != nil}, {KindRejudged, e.Rejudged != nil},
-		{KindQuarantined, e.Quarantined != nil},
+		{KindQuarantined, e.Quarantined != nil}, {KindIdentity, e.Identity != nil},
 	}
 	known := false
 	for _, m := range members {

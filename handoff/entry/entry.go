@@ -34,6 +34,7 @@ const (
 	KindBundle      Kind = "bundle_activated"
 	KindRejudged    Kind = "rejudged"
 	KindQuarantined Kind = "quarantined"
+	KindIdentity    Kind = "identity" // withdrawn, or restored
 )
 
 // Entry is one record of the ledger. Its bytes are its RFC 8785 JSON; its leaf in the Merkle tree is SHA-256(0x00 ‖
@@ -65,6 +66,7 @@ type Entry struct {
 	Bundle      *Bundle      `json:"bundle,omitempty"`
 	Rejudged    *Rejudged    `json:"rejudged,omitempty"`
 	Quarantined *Quarantined `json:"quarantined,omitempty"`
+	Identity    *Identity    `json:"identity,omitempty"`
 }
 
 // Prev points back to the newest earlier entry of the same session, sender, receiver and grant. A member is absent
@@ -183,4 +185,20 @@ type Quarantined struct {
 	Agent string    `json:"agent"`
 	Code  wire.Code `json:"code"`
 	Count int       `json:"count"`
+}
+
+// What an operator does with an identity.
+const (
+	Withdrawn = "withdrawn"
+	Restored  = "restored"
+)
+
+// Identity withdraws an identity, or restores it. What is withdrawn acts no more until it is restored, though its SVID be
+// valid: it opens nothing, offers nothing, is offered nothing, claims and answers nothing. What it held is revoked or closed
+// by entries before this one, and stays so.
+type Identity struct {
+	Name   string `json:"name"`   // of an agent, a guard or an operator
+	Effect string `json:"effect"` // withdrawn | restored
+	By     string `json:"by"`     // another operator
+	Reason string `json:"reason,omitempty"`
 }

@@ -84,6 +84,7 @@ func (p *Problem) Error() string {
 //   - every decision agrees with the answer it records, and names the bundle in force;
 //   - nothing was claimed that was not admitted, answered that was not claimed, or done under a grant that had ended; no
 //     task had two live grants or two results; no ID was used twice;
+//   - whoever was withdrawn had nothing left, and did nothing until it was restored;
 //   - bodies that are still there have the hashes that were signed;
 //   - the Merkle tree over the entries is the one that the log signed, and grew from those in [Config.Seen].
 //

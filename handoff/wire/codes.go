@@ -52,6 +52,11 @@ const (
 	CodeBudget         Code = "budget_exhausted" // the session's budget is used up
 	CodeRevoked        Code = "revoked"          // the handoff was revoked
 
+	// Identities that were withdrawn.
+	CodeWithdrawn      Code = "withdrawn"       // the identity was withdrawn: an operator restores it, or another takes its place
+	CodeNotWithdrawn   Code = "not_withdrawn"   // the identity is not withdrawn: there is nothing to restore
+	CodeWithdrawnLimit Code = "withdrawn_limit" // too many identities are withdrawn: restore those that get no SVIDs any more
+
 	// Policy.
 	CodePolicyDenied    Code = "policy_denied"    // the reasons say which rule
 	CodePolicyHeld      Code = "policy_held"      // a person must approve

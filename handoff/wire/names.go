@@ -58,6 +58,10 @@ const (
 	VerbBundleActivate = "bundle.activate"
 	VerbRevoke         = "revoke"
 	VerbApprove        = "approve"
+
+	VerbIdentityWithdraw = "identity.withdraw"
+	VerbIdentityRestore  = "identity.restore"
+	VerbIdentityList     = "identity.list" // those that are withdrawn
 )
 
 // Header names. NATS header names are case-sensitive; one that differs from these only in case is refused

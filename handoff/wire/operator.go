@@ -5,20 +5,22 @@ import "github.com/go-json-experiment/json/jsontext"
 // OperatorRequest is the body of every operator's request; each verb reads the members that its comment names.
 type OperatorRequest struct {
 	Session string `json:"session,omitempty"` // session.close; session.list: those before it; chain.entries: only this one's, newest first
-	Reason  string `json:"reason,omitempty"`  // session.close, revoke
+	Reason  string `json:"reason,omitempty"`  // session.close, revoke, identity.withdraw, identity.restore
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
 	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next
 	Index   uint64 `json:"index,omitzero"`    // body, approve
 	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
 	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
+	Name    string `json:"name,omitempty"`    // identity.withdraw, identity.restore: whose; identity.list: those after it
 }
 
 // OperatorResponse answers an [OperatorRequest]; session.close is answered with a [SessionStatus].
 type OperatorResponse struct {
 	Error      *Error           `json:"error,omitempty"`
 	Sessions   []SessionStatus  `json:"sessions,omitempty"`
-	More       bool             `json:"more,omitzero"`     // there are sessions before the last of these
+	Identities []Withdrawn      `json:"identities,omitempty"`
+	More       bool             `json:"more,omitzero"`     // there are sessions before the last of these, or identities after
 	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
 	Size       uint64           `json:"size,omitzero"`     // of the ledger
 	Next       uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
@@ -27,7 +29,7 @@ type OperatorResponse struct {
 	Body       []byte           `json:"body,omitempty"`
 	Bundle     []byte           `json:"bundle,omitempty"`
 	Entry      uint64           `json:"entry,omitzero"`
-	Effect     string           `json:"effect,omitempty"`
+	Effect     string           `json:"effect,omitempty"` // what is so now: of approve, a handoff's status; of identity.…, see below
 	Health     *Health          `json:"health,omitempty"`
 }
 
@@ -40,3 +42,19 @@ type Health struct {
 	Handoffs int    `json:"handoffs"`
 	Held     int    `json:"held"` // decisions that wait for approval
 }
+
+// Withdrawn is an identity that was withdrawn.
+type Withdrawn struct {
+	Name   string `json:"name"`
+	By     string `json:"by"`
+	At     int64  `json:"at"` // Unix seconds
+	Reason string `json:"reason,omitempty"`
+	Entry  uint64 `json:"entry"`
+}
+
+// Effects of identity.withdraw and identity.restore.
+const (
+	EffectRestored  = "restored"
+	EffectWithdrawn = "withdrawn"
+	EffectCutting   = "cutting" // it is refused, but servers could not be reached that may have a connection of it: tried again each second
+)

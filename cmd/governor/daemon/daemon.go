@@ -107,6 +107,7 @@ type Daemon struct {
 	bus       bus
 	ledger    *ledger.Ledger
 	home      spiffeid.TrustDomain
+	cutOff    *cutOff
 	closers   []func() error // to be called from the last to the first
 	cancel    context.CancelCauseFunc
 	done      chan struct{}
@@ -118,6 +119,7 @@ type bus interface {
 	Governor() *streams.Bus
 	URL() string
 	Recheck(ctx context.Context) error
+	Disconnect(ctx context.Context, name string) error
 	Close() error
 }
 
@@ -183,7 +185,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Daemon{done: make(chan struct{})}
+	d := &Daemon{done: make(chan struct{}), cutOff: newCutOff()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -252,11 +254,12 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.governor, err = governor.New(ctx, governor.Config{
 		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
-		MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
+		Withdrawn: d.setWithdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
 	}
+	d.cutOff.complete()
 	if err := d.saveEndpoint(cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -465,7 +468,7 @@ func (d *Daemon) listen(ctx context.Context, cfg Config) (err error) {
 
 // authorize refuses the identities that were withdrawn: their certificates live on until they expire.
 func (d *Daemon) authorize(p identity.Peer) error {
-	if d.withdrawn(p.ID) {
+	if d.withdrawn(p.ID) || d.cutOff.has(p.Name) {
 		return fmt.Errorf("%s was withdrawn", p.ID)
 	}
 	return nil
@@ -476,7 +479,10 @@ func (d *Daemon) withdrawn(id spiffeid.ID) bool {
 }
 
 // authenticate says who holds a connection: by its X.509-SVID, or by a JWT-SVID for the governor.
-func (d *Daemon) authenticate(_ context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
+func (d *Daemon) authenticate(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
+	if err := d.cutOff.wait(ctx); err != nil {
+		return streams.Identity{}, err
+	}
 	var peer identity.Peer
 	var err error
 	if len(certs) > 0 {
