@@ -180,3 +180,10 @@ func (g *Governor) Dump() string {
 	defer g.state.mu.RUnlock()
 	return g.state.dump()
 }
+
+// OnWithdrawn puts something between the governor and what its configuration has it tell.
+func (g *Governor) OnWithdrawn(f func(next func(context.Context, string, bool) error) func(context.Context, string, bool) error) {
+	g.identities.Lock()
+	defer g.identities.Unlock()
+	g.cfg.Withdrawn = f(g.cfg.Withdrawn)
+}

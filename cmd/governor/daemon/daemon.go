@@ -81,6 +81,8 @@ type Limits struct {
 	streams.Limits
 	Sessions int // open at once of one agent: [governor.DefaultMaxSessions]
 	Handoffs int // open at once to one agent: [governor.DefaultMaxOpen]; a sender has half of them
+	// Withdrawn identities at a time: [governor.DefaultMaxWithdrawn].
+	Withdrawn int
 }
 
 // Endpoint is what a client must know to connect: the content of governor.json.
@@ -254,7 +256,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.governor, err = governor.New(ctx, governor.Config{
 		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
-		Withdrawn: d.setWithdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
+		Withdrawn: d.setWithdrawn, MaxWithdrawn: cfg.Limits.Withdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
