@@ -84,7 +84,7 @@ func (g *Governor) setIdentity(ctx context.Context, i entry.Identity) wire.Opera
 	if withdrawn := i.Effect == entry.Withdrawn; !g.tell(ctx, i.Name, withdrawn) && withdrawn {
 		out.Effect = wire.EffectCutting
 	}
-	<-done // it is on record, whatever became of what it leads to
+	_ = <-done // it is on record, whatever became of what it leads to
 	out.Entry = index
 	g.log.WarnContext(ctx, "identity "+i.Effect, "name", i.Name, "by", i.By, "entry", index)
 	return out

@@ -324,6 +324,190 @@ func TestVerifyFindsLies(t *testing.T) {
 	}
 }
 
+// Whoever is withdrawn has nothing left by then, and does nothing until it is restored; and operators tell who they are.
+func TestVerifyFindsWhatAWithdrawnIdentityDid(t *testing.T) {
+	tools := aat.Tools{"read": entrytest.Tools["read"]}
+	revoked := func(l *entrytest.Log, about string) {
+		l.Tamper = func(e *entry.Entry) { // the revocation is of another handoff
+			if e.Kind == entry.KindRevoked && e.Handoff == about {
+				l.Tamper, e.Kind, e.Revoked = nil, entry.KindQuarantined, nil
+				e.Session, e.Handoff, e.Grant, e.From, e.To = "", "", "", "", ""
+				e.Quarantined = &entry.Quarantined{Agent: "coder", Code: wire.CodeMalformed, Count: 1}
+			}
+		}
+	}
+	identity := func(l *entrytest.Log, change func(*entry.Identity)) {
+		l.Tamper = func(e *entry.Entry) { l.Tamper = nil; change(e.Identity) }
+	}
+	by := func(l *entrytest.Log, write func()) {
+		l.Operator = "dave"
+		l.Withdraw("carol")
+		l.Operator = "carol"
+		l.Tamper = func(e *entry.Entry) {
+			l.Tamper = nil
+			switch {
+			case e.Closed != nil:
+				e.Closed.By = "carol"
+			case e.Bundle != nil:
+				e.Bundle.By = "carol"
+			case e.Approved != nil:
+				e.Approved.By = "carol"
+			}
+		}
+		write()
+	}
+	for name, c := range map[string]struct {
+		field string // "": nothing is wrong
+		tell  func(*entrytest.Log)
+	}{
+		"the truth": {"", func(l *entrytest.Log) {
+			root, own := l.Open("planner", tools), l.Open("coder", tools)
+			ofCoder := root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			ofCoder.Offer("tester", wire.ModeTransfer, wire.EffectAllow, tools).Claim(nil)
+			root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			own.Offer("tester", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			l.Withdraw("coder")
+			root.Offer("coder", wire.ModeDelegate, wire.EffectDeny, tools)
+			root.Offer("tester", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil).Answer(wire.StatusCompleted)
+			l.Restore("coder")
+			l.Open("coder", tools)
+			root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil).Answer(wire.StatusCompleted)
+			l.Withdraw("coder")
+		}},
+		"it keeps a session": {"identity.name", func(l *entrytest.Log) {
+			l.Open("coder", tools)
+			l.Tamper = func(e *entry.Entry) {
+				if e.Closed != nil {
+					l.Tamper, e.Kind, e.Closed = nil, entry.KindQuarantined, nil
+					e.Session, e.Grant, e.From = "", "", ""
+					e.Quarantined = &entry.Quarantined{Agent: "coder", Code: wire.CodeMalformed, Count: 1}
+				}
+			}
+			l.Withdraw("coder")
+		}},
+		"it keeps a grant": {"identity.name", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			h.Claim(nil)
+			revoked(l, h.ID)
+			l.Withdraw("coder")
+		}},
+		"it keeps what it has transferred": {"identity.name", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			h.Claim(nil).Offer("tester", wire.ModeTransfer, wire.EffectAllow, tools).Claim(nil)
+			revoked(l, h.ID)
+			l.Withdraw("coder")
+		}},
+		"it keeps what waits for it": {"identity.name", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			revoked(l, h.ID)
+			l.Withdraw("coder")
+		}},
+		"it keeps what is held for it": {"identity.name", func(l *entrytest.Log) {
+			l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectHold, tools)
+			l.Withdraw("coder")
+		}},
+		"it opens a session": {"opened.opener", func(l *entrytest.Log) {
+			l.Withdraw("coder")
+			l.Open("coder", tools)
+		}},
+		"it is handed a task": {"to", func(l *entrytest.Log) {
+			root := l.Open("planner", tools)
+			l.Withdraw("coder")
+			root.Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+		}},
+		"a task is held for it": {"to", func(l *entrytest.Log) {
+			root := l.Open("planner", tools)
+			l.Withdraw("coder")
+			root.Offer("coder", wire.ModeDelegate, wire.EffectHold, tools)
+		}},
+		"it claims what waited": {"handoff", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			l.Withdraw("coder")
+			h.Claim(nil)
+		}},
+		"restored, it claims what waited": {"handoff", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			l.Withdraw("coder")
+			l.Restore("coder")
+			h.Claim(nil)
+		}},
+		"restored, it takes over what it had": {"handoff", func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools)
+			had := h.Claim(nil)
+			l.Withdraw("coder")
+			l.Restore("coder")
+			h.Claim(had)
+		}},
+		"it answers": {"handoff", func(l *entrytest.Log) {
+			g := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			l.Withdraw("coder")
+			g.Answer(wire.StatusCompleted)
+		}},
+		"it hands on": {"grant", func(l *entrytest.Log) {
+			g := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			l.Withdraw("coder")
+			g.Offer("tester", wire.ModeDelegate, wire.EffectAllow, tools)
+		}},
+		"it is withdrawn twice":  {"identity.effect", func(l *entrytest.Log) { l.Withdraw("coder"); l.Withdraw("coder") }},
+		"it is restored twice":   {"identity.effect", func(l *entrytest.Log) { l.Withdraw("coder"); l.Restore("coder"); l.Restore("coder") }},
+		"it was never withdrawn": {"identity.effect", func(l *entrytest.Log) { l.Restore("coder") }},
+		"it withdraws itself":    {"identity.by", func(l *entrytest.Log) { l.Withdraw("carol") }},
+		"it restores itself": {"identity.by", func(l *entrytest.Log) {
+			l.Withdraw("coder")
+			identity(l, func(i *entry.Identity) { i.By = "coder" })
+			l.Restore("coder")
+		}},
+		"nobody does it": {"identity.by", func(l *entrytest.Log) {
+			identity(l, func(i *entry.Identity) { i.By = "" })
+			l.Withdraw("coder")
+		}},
+		"nobody is meant": {"identity.name", func(l *entrytest.Log) {
+			identity(l, func(i *entry.Identity) { i.Name = "" })
+			l.Withdraw("coder")
+		}},
+		"something else happens to it": {"identity.effect", func(l *entrytest.Log) {
+			identity(l, func(i *entry.Identity) { i.Effect = "forgotten" })
+			l.Withdraw("coder")
+		}},
+	} {
+		l := entrytest.New("log.example", 16)
+		c.tell(l)
+		checkTold(t, name, l, c.field)
+	}
+
+	// An operator that was withdrawn does nothing, either.
+	for field, write := range map[string]func(*entrytest.Log){
+		"closed.by": func(l *entrytest.Log) { g := l.Open("planner", tools); by(l, g.Close) },
+		"bundle.by": func(l *entrytest.Log) { by(l, func() { l.Activate("sha256:second") }) },
+		"approved.by": func(l *entrytest.Log) {
+			h := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectHold, tools)
+			by(l, h.Approve)
+		},
+		"revoked.by": func(l *entrytest.Log) {
+			g := l.Open("planner", tools).Offer("coder", wire.ModeDelegate, wire.EffectAllow, tools).Claim(nil)
+			by(l, g.Revoke)
+		},
+		"identity.by": func(l *entrytest.Log) { by(l, func() { l.Withdraw("coder") }) },
+	} {
+		l := entrytest.New("log.example", 17)
+		write(l)
+		checkTold(t, "an operator that is withdrawn", l, field)
+	}
+}
+
+// checkTold checks that the newest entry of a log is the one that is wrong, or that none is.
+func checkTold(t *testing.T, name string, l *entrytest.Log, field string) {
+	t.Helper()
+	_, err := entry.Verify(t.Context(), l, l.Config())
+	p, ok := errors.AsType[*entry.Problem](err)
+	switch {
+	case field == "" && err != nil:
+		t.Errorf("%s: %v", name, err)
+	case field != "" && (!ok || p.Field != field || p.Index != uint64(len(l.Items)-1)):
+		t.Errorf("%s: %v, want a problem with %s of entry %d", name, err, field, len(l.Items)-1)
+	}
+}
+
 const hash = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"
 
 var deny = jsontext.Value(`{"effect":"deny"}`)

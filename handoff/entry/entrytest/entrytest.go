@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -46,13 +47,19 @@ type Log struct {
 	// Tamper changes each entry before it is written and pointed to. Nil: none is.
 	Tamper func(*entry.Entry)
 	Signer note.Signer
+	// Operator revokes, withdraws and restores.
+	Operator string
 
 	rand             *rand.Rand
 	issuer, governor ed25519.PrivateKey
 	bundle           string
 	heads            map[string]uint64 // :: what it is of, and whose → newest entry
 	grants           []*Grant          // that were not ended
-	handoffs         []*Handoff        // admitted and not claimed
+	handoffs         []*Handoff        // admitted and not claimed, under a live grant
+	waiting          []*Handoff        // the same, also under a grant that has ended
+	roots            []*Grant          // of sessions that are not closed
+	claimed          []*Grant          // the newest of each handoff that is claimed and not over, those that a transfer has ended among them
+	withdrawn        map[string]bool   // agents
 }
 
 // New starts a log with an activated bundle. Equal seeds give equal logs.
@@ -61,6 +68,7 @@ func New(name string, seed uint64) *Log {
 	binary.BigEndian.PutUint64(key[:], seed)
 	l := &Log{
 		Name: name, Now: time.Unix(1_800_000_000, 0), rand: rand.New(rand.NewChaCha8(key)), heads: map[string]uint64{},
+		withdrawn: map[string]bool{}, Operator: "carol",
 	}
 	l.issuer, l.governor = l.key(), l.key()
 	secret, public, err := note.GenerateKey(reader{l.rand}, name)
@@ -165,7 +173,7 @@ func (l *Log) Open(agent string, tools aat.Tools, labels ...string) *Grant {
 		},
 	}, Item{IDs: []string{id}, Salt: salt, Body: objective})
 	g := &Grant{ID: id, Agent: agent, Session: id, log: l, link: root, key: key, labels: labels}
-	l.grants = append(l.grants, g)
+	l.grants, l.roots = append(l.grants, g), append(l.roots, g)
 	return g
 }
 
@@ -203,7 +211,7 @@ func (g *Grant) Offer(to, mode, effect string, tools aat.Tools) *Handoff {
 		g.open++
 	}
 	if effect == wire.EffectAllow {
-		l.handoffs = append(l.handoffs, h)
+		l.handoffs, l.waiting = append(l.handoffs, h), append(l.waiting, h)
 	}
 	return h
 }
@@ -220,7 +228,7 @@ func (h *Handoff) Approve() {
 			Decision: l.decision("decision", wire.EffectAllow),
 		}},
 	}, Item{})
-	l.handoffs = append(l.handoffs, h)
+	l.handoffs, l.waiting = append(l.handoffs, h), append(l.waiting, h)
 }
 
 // Claim makes the credential for an admitted handoff. With over it takes the task over from the process that has it.
@@ -251,13 +259,8 @@ func (h *Handoff) Claim(over *Grant) *Grant {
 	l.Write(&entry.Entry{
 		Kind: entry.KindClaimed, Session: g.Session, Handoff: h.ID, From: h.parent.Agent, To: h.To, Grant: id, Claimed: c,
 	}, Item{IDs: []string{id}})
-	l.grants = append(l.grants, g)
-	for i, at := range l.handoffs {
-		if at == h {
-			l.handoffs = append(l.handoffs[:i:i], l.handoffs[i+1:]...)
-			break
-		}
-	}
+	l.grants, l.claimed = append(l.grants, g), append(l.claimed, g)
+	l.taken(h)
 	return g
 }
 
@@ -304,11 +307,55 @@ func (g *Grant) Revoke() {
 			ids = append(ids, other.ID)
 		}
 	}
-	g.log.Write(&entry.Entry{
+	if !slices.Contains(ids, g.ID) { // a transfer has ended it
+		ids = append(ids, g.ID)
+	}
+	e := &entry.Entry{
 		Kind: entry.KindRevoked, Session: g.Session, Grant: g.ID,
-		Revoked: &entry.Revoked{By: "carol", Reason: "suspicious", Grants: ids},
-	}, Item{})
+		Revoked: &entry.Revoked{By: g.log.Operator, Reason: "suspicious", Grants: ids},
+	}
+	if g.handoff != nil {
+		e.Handoff, e.From, e.To = g.handoff.ID, g.handoff.parent.Agent, g.Agent
+	}
+	g.log.Write(e, Item{})
 	g.log.dropBelow(g)
+}
+
+// Withdraw ends what an agent holds and was handed, and withdraws it. Held offers to it are for the caller.
+func (l *Log) Withdraw(agent string) {
+	for _, g := range slices.Clone(l.roots) {
+		if g.Agent == agent {
+			g.Close()
+		}
+	}
+	for _, g := range slices.Clone(l.claimed) {
+		if g.Agent == agent && slices.Contains(l.claimed, g) {
+			g.Revoke()
+		}
+	}
+	for _, h := range slices.Clone(l.waiting) {
+		if h.To == agent {
+			l.Write(&entry.Entry{
+				Kind: entry.KindRevoked, Session: h.parent.Session, Handoff: h.ID, From: h.parent.Agent, To: agent,
+				Revoked: &entry.Revoked{By: l.Operator, Reason: "withdrawn", Grants: []string{}},
+			}, Item{})
+			l.taken(h)
+		}
+	}
+	l.identity(agent, entry.Withdrawn)
+	l.withdrawn[agent] = true
+}
+
+// Restore lets an agent in again.
+func (l *Log) Restore(agent string) {
+	l.identity(agent, entry.Restored)
+	delete(l.withdrawn, agent)
+}
+
+func (l *Log) identity(agent, effect string) {
+	l.Write(&entry.Entry{
+		Kind: entry.KindIdentity, Identity: &entry.Identity{Name: agent, Effect: effect, By: l.Operator, Reason: "its key was published"},
+	}, Item{})
 }
 
 // Close ends the session of the grant.
@@ -324,6 +371,9 @@ func (g *Grant) Close() {
 		}
 	}
 	l.grants = keep
+	gone := func(other *Grant) bool { return other.Session == g.Session }
+	l.waiting = slices.DeleteFunc(l.waiting, func(h *Handoff) bool { return gone(h.parent) })
+	l.claimed, l.roots = slices.DeleteFunc(l.claimed, gone), slices.DeleteFunc(l.roots, gone)
 	l.dropHandoffs()
 }
 
@@ -352,6 +402,8 @@ func (l *Log) drop(g *Grant) {
 }
 
 func (l *Log) dropBelow(g *Grant) {
+	l.claimed = slices.DeleteFunc(l.claimed, func(other *Grant) bool { return other.under(g) })
+	l.waiting = slices.DeleteFunc(l.waiting, func(h *Handoff) bool { return h.parent.under(g) })
 	keep := l.grants[:0:0]
 	for _, other := range l.grants {
 		if !other.under(g) {
@@ -360,6 +412,12 @@ func (l *Log) dropBelow(g *Grant) {
 	}
 	l.grants = keep
 	l.dropHandoffs()
+}
+
+// taken forgets a handoff that waits no more.
+func (l *Log) taken(h *Handoff) {
+	is := func(other *Handoff) bool { return other == h }
+	l.handoffs, l.waiting = slices.DeleteFunc(l.handoffs, is), slices.DeleteFunc(l.waiting, is)
 }
 
 // dropHandoffs forgets the handoffs whose grant is not live any more.
@@ -395,7 +453,9 @@ func (l *Log) Random(n int) {
 		}
 		switch pick := l.rand.IntN(20); {
 		case g == nil || pick == 0:
-			l.Open(agents[l.rand.IntN(len(agents))], Tools, "internal")
+			if opener := agents[l.rand.IntN(len(agents))]; !l.withdrawn[opener] {
+				l.Open(opener, Tools, "internal")
+			}
 		case pick < 9 && g.link.Claims.Depth < 6:
 			l.randomOffer(g)
 		case pick < 14 && len(l.handoffs) > 0:
@@ -409,7 +469,7 @@ func (l *Log) Random(n int) {
 		case pick == 18 && l.rand.IntN(3) == 0:
 			g.Revoke()
 		case pick == 19:
-			switch l.rand.IntN(4) {
+			switch l.rand.IntN(6) {
 			case 0:
 				l.Activate(fmt.Sprintf("sha256:%d", len(l.Items)))
 			case 1:
@@ -418,6 +478,12 @@ func (l *Log) Random(n int) {
 				l.Write(&entry.Entry{Kind: entry.KindQuarantined, Quarantined: &entry.Quarantined{
 					Agent: "planner", Code: wire.CodeMalformed, Count: 3,
 				}}, Item{})
+			case 3:
+				if agent := agents[l.rand.IntN(len(agents))]; l.withdrawn[agent] {
+					l.Restore(agent)
+				} else if len(l.withdrawn) < 2 {
+					l.Withdraw(agent)
+				}
 			}
 		}
 	}
@@ -432,10 +498,10 @@ func (l *Log) randomOffer(g *Grant) {
 	if g.open == 0 && l.rand.IntN(4) == 0 {
 		mode = wire.ModeTransfer
 	}
-	switch l.rand.IntN(6) {
-	case 0:
+	switch outcome := l.rand.IntN(6); {
+	case outcome == 0 || l.withdrawn[to]:
 		g.Offer(to, mode, wire.EffectDeny, tools)
-	case 1:
+	case outcome == 1:
 		g.Offer(to, wire.ModeDelegate, wire.EffectHold, tools).Approve()
 	default:
 		g.Offer(to, mode, wire.EffectAllow, tools)
