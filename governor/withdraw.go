@@ -84,7 +84,9 @@ func (g *Governor) setIdentity(ctx context.Context, i entry.Identity) wire.Opera
 	if withdrawn := i.Effect == entry.Withdrawn; !g.tell(ctx, i.Name, withdrawn) && withdrawn {
 		out.Effect = wire.EffectCutting
 	}
-	_ = <-done // it is on record, whatever became of what it leads to
+	if err := <-done; err != nil { // it is on record all the same
+		g.log.WarnContext(ctx, "what a withdrawal leads to may not have got out; a start sends it again", "entry", index, "err", err)
+	}
 	out.Entry = index
 	g.log.WarnContext(ctx, "identity "+i.Effect, "name", i.Name, "by", i.By, "entry", index)
 	return out
