@@ -183,23 +183,41 @@ func agentText(name string) string {
 }
 
 func verifyCommand() *cobra.Command {
-	var keyFile, at string
+	var keyFile, when, vectors string
 	cmd := &cobra.Command{
-		Use:   "verify TOKEN|FILE|-",
+		Use:   "verify TOKEN|FILE|- | --vectors FILE|-",
 		Short: "Verify a chain: signatures, narrowing, times, and that no hop went round the governor",
 		Long: `Verify a chain by the steps of the draft, and where --keys names the governor's keys, that no hop went round the governor.
 Without --keys the issuer's key is taken from governor.json in --data, and hops are not checked.
 
 Nothing is said about revocation, which only a guard knows, nor about who may present the chain, for which a proof of
-possession is needed.`,
-		Example: "  handoff aat verify chain.json --keys keys.json\n  handoff aat verify chain.json --at 2026-11-23T12:00:00Z",
-		Args:    cobra.ExactArgs(1),
+possession is needed.
+
+With --vectors, run the test vectors in a file, and say of each by its ID whether it passed: whether the call was permitted,
+or denied at the step of the draft that the vector names. Ends with 1 where one failed, and with 2 where the file is not of a
+format that is known. The format is that of tests/vectors/aat-jws-vectors.json in https://github.com/tenuo-ai/tenuo, the
+draft's repository, or of handoff/aat/testdata/vectors.json in this one. A vector brings its own keys and its own time.`,
+		Example: `  handoff aat verify chain.json --keys keys.json
+  handoff aat verify chain.json --at 2026-11-23T12:00:00Z
+  handoff aat verify --vectors aat-jws-vectors.json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("vectors") {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if vectors != "" {
+				if keyFile != "" || when != "" {
+					return cli.Usagef("--vectors takes neither --keys nor --at: each vector brings its own")
+				}
+				return verifyVectors(cmd.Context(), cli.For(cmd), vectors)
+			}
 			now := time.Now()
-			if at != "" {
+			if when != "" {
 				var err error
-				if now, err = time.Parse(time.RFC3339, at); err != nil {
-					return cli.Usagef("--at is %q; write it like 2026-11-23T12:00:00Z", at)
+				if now, err = time.Parse(time.RFC3339, when); err != nil {
+					return cli.Usagef("--at is %q; write it like 2026-11-23T12:00:00Z", when)
 				}
 			}
 			dir, err := cmd.Flags().GetString("data")
@@ -218,7 +236,8 @@ possession is needed.`,
 		},
 	}
 	cmd.Flags().StringVar(&keyFile, "keys", "", "file with what \"handoff keys\" writes")
-	cmd.Flags().StringVar(&at, "at", "", "verify as of this moment (default: now)")
+	cmd.Flags().StringVar(&vectors, "vectors", "", "file with test vectors to run instead")
+	cmd.Flags().StringVar(&when, "at", "", "verify as of this moment (default: now)")
 	return cmd
 }
 

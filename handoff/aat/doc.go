@@ -43,7 +43,8 @@
 // and is no point of small order, and no extension constraint types are implemented, so all are refused. What the Handoff
 // Governor asks of a chain beyond the draft is in the package profile beside this one.
 //
-// The file testdata/vectors.json has presentations for other implementations to try, one or more for each step.
+// The file testdata/vectors.json has presentations for other implementations to try, one or more for each step. "handoff
+// aat verify --vectors" runs it, and files in the format of the draft's own vectors.
 package aat
 
 //go:generate go test -run=^TestVectorsFile$ -update .
