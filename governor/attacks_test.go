@@ -13,7 +13,9 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon/daemontest"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
+	"github.com/handoff-governor/handoff-governor/handoff/guard"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -40,20 +42,22 @@ type arena struct {
 	root     held   // planner's
 	operator *agent // who looks at what has come of it
 
-	accomplice *agent // see bob
+	guard      *guard.Guard // in front of the tools of readFiles
+	accomplice *agent       // see bob
+	patience   time.Duration
 }
 
 // attacks are all of them, each group from its own file.
 func attacks() []attack {
 	var all []attack
-	for _, group := range [][]attack{wireAttacks, credentialAttacks} {
+	for _, group := range [][]attack{wireAttacks, credentialAttacks, guardAttacks, floodAttacks} {
 		all = append(all, group...)
 	}
 	return all
 }
 
 // leastAttacks is how many the suite has promised to make.
-const leastAttacks = 129
+const leastAttacks = 206
 
 func TestAttack(t *testing.T) {
 	all := attacks()
@@ -69,7 +73,7 @@ func TestAttack(t *testing.T) {
 	}
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
 		w := newWorldIn(t, in, arenaLimits)
-		base := &arena{world: w, in: in, planner: w.agent("planner"), writer: w.agent("writer"), operator: w.operator()}
+		base := &arena{world: w, in: in, planner: w.agent("planner"), writer: w.agent("writer"), operator: w.operator(), guard: guarded(t, w)}
 		base.root = base.planner.session(readFiles())
 		var table strings.Builder
 		rows := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
@@ -77,6 +81,7 @@ func TestAttack(t *testing.T) {
 		for n, a := range all {
 			t.Run(a.name, func(t *testing.T) {
 				here := base.at(t, n)
+				here.patience = 5 * time.Second
 				here.mallory = here.agent(fmt.Sprintf("mallory-%d", n))
 				refused := a.try(here)
 				if refused == "" {
@@ -95,7 +100,8 @@ func TestAttack(t *testing.T) {
 
 // arenaLimits are low, so that floods are soon over.
 func arenaLimits(c *daemon.Config) {
-	c.Limits.Rate = 2000
+	c.Limits.Rate, c.Limits.RateBytes = arenaRate, arenaRateBytes
+	c.Limits.Sessions, c.Limits.Handoffs = arenaSessions, arenaHandoffs
 }
 
 // at is the arena during one attack.
@@ -111,6 +117,16 @@ func (a *arena) at(t *testing.T, n int) *arena {
 	}
 	here.root.a = here.planner
 	return &here
+}
+
+// payloadOf is what a token says.
+func payloadOf(a *arena, token string) []byte {
+	a.t.Helper()
+	u, err := jws.Split(token, wire.MaxToken)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return u.Payload
 }
 
 // entriesOfWork is what work adds to the ledger: offered, claimed, finished.
@@ -132,7 +148,7 @@ func (a *arena) work() {
 	if got := a.only(a.planner, wire.KindResult, o.id); string(got.Data()) != "done" {
 		a.t.Errorf("the planner was given %q", got.Data())
 	}
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > a.patience {
 		a.t.Errorf("others waited %s for what takes milliseconds", took)
 	}
 }
@@ -140,7 +156,7 @@ func (a *arena) work() {
 // only takes the next message from an inbox, which must be the one expected.
 func (a *arena) only(of *agent, kind, id string) jetstream.Msg {
 	a.t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); {
 		m, err := of.inbox.Next(jetstream.FetchMaxWait(time.Second))
 		if err != nil {
 			continue

@@ -256,6 +256,8 @@ func (g *Governor) verifyOpen(r wire.Request) (wire.OpenRequest, *wire.Error) {
 		return request, wire.Refuse(wire.CodeMalformed, "ttl must be 1 to 86400 seconds")
 	case request.MaxHops < 0 || request.MaxHops > wire.MaxHops:
 		return request, wire.Refuse(wire.CodeMalformed, "max_hops must be 0 to 16")
+	case request.Tools.Constraints() > wire.MaxConstraints:
+		return request, wire.Refuse(wire.CodeMalformed, fmt.Sprintf("a session's tools have at most %d constraints together", wire.MaxConstraints))
 	case len(request.Tools) > wire.MaxTools:
 		return request, wire.Refuse(wire.CodeTooLarge, "at most 256 tools")
 	case request.Budget != nil && request.Budget.Handoffs < 0:

@@ -196,9 +196,9 @@ func idOf(t testing.TB, name string) spiffeid.ID {
 // ask makes a request and reads the answer into out.
 func (a *agent) ask(subject string, body []byte, out any) {
 	a.t.Helper()
-	m, err := a.nc.Request(subject, body, 10*time.Second)
+	m, err := a.nc.Request(subject, body, 30*time.Second)
 	for deadline := time.Now().Add(10 * time.Second); errors.Is(err, nats.ErrNoResponders) && time.Now().Before(deadline); {
-		m, err = a.nc.Request(subject, body, 10*time.Second) // the daemon has just started
+		m, err = a.nc.Request(subject, body, 30*time.Second) // the daemon has just started
 	}
 	if err != nil {
 		a.t.Fatalf("%s: %v", subject, err)
@@ -402,6 +402,9 @@ func (h held) deriveRaw(o *offering) string {
 		"par_hash":              leaf.HashString(),
 		"authorization_details": []any{map[string]any{"type": "attenuating_agent_token", "tools": c.Tools}},
 	}
+	if len(c.Audience) > 0 {
+		members["aud"] = c.Audience
+	}
 	if c.ParentHash != "" {
 		members["par_hash"] = c.ParentHash
 	}
@@ -418,7 +421,7 @@ func (h held) deriveRaw(o *offering) string {
 func (a *agent) publish(o *offering) {
 	a.t.Helper()
 	m := &nats.Msg{Subject: o.subject, Header: o.header, Data: o.body}
-	ack, err := a.nc.RequestMsg(m, 10*time.Second)
+	ack, err := a.nc.RequestMsg(m, 30*time.Second)
 	if err != nil {
 		a.t.Fatalf("publishing an offer: %v", err)
 	}
@@ -538,7 +541,7 @@ func (h held) result(body string, change ...func(*wire.ResultToken, *nats.Msg)) 
 	if m.Header.Get(wire.HeaderToken) == "" {
 		m.Header.Set(wire.HeaderToken, signed)
 	}
-	if _, err := h.a.nc.RequestMsg(m, 10*time.Second); err != nil {
+	if _, err := h.a.nc.RequestMsg(m, 30*time.Second); err != nil {
 		h.a.t.Fatalf("publishing a result: %v", err)
 	}
 	return token.ID

@@ -12,8 +12,6 @@ import (
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
-
-	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 // This file answers the auth callout (NATS ADR-26): a server of the cluster asks who a client is, and gets a user of the
@@ -143,8 +141,6 @@ func (c *Cluster) user(ctx context.Context, req *jwt.AuthorizationRequestClaims,
 	claims.Name = id.Name
 	// The server's clock ends it, so it gets what is left by ours.
 	claims.Expires = time.Now().Add(id.Expires.Sub(c.now())).Unix()
-	claims.Limits.Subs = int64(c.limits.Subscriptions)
-	claims.Limits.Payload = wire.MaxPayload
 	claims.AllowedConnectionTypes = jwt.StringList{jwt.ConnectionTypeStandard}
 	if may := c.permissions(id.Role, id.Name, c.keys.governorKey); may != nil {
 		claims.Pub.Allow, claims.Sub.Allow = may.publish, may.subscribe

@@ -189,6 +189,8 @@ func (k *clusterKeys) identityAccount(role Role, name string, limits Limits, thr
 	}
 	claims.Limits.LeafNodeConn = 0
 	claims.Limits.Payload = wire.MaxPayload
+	// The server holds each connection of the account to this. It does not look at the limits of users that a callout made.
+	claims.Limits.Subs = int64(limits.Subscriptions)
 	claims.Limits.Exports = 0
 	claims.Limits.WildcardExports = false
 	claims.Limits.DisallowBearer = true

@@ -227,6 +227,7 @@ type Limits struct {
 	Connections     int           // of one identity at a time: 32; with the next, it bounds how often one answer is sent
 	Subscriptions   int           // of one connection: 32
 	Rate            int           // messages of one identity a second, over ten seconds: 20,000; over it, it is cut off for a minute
+	RateBytes       int64         // bytes of one identity a second, over ten seconds: 64 MiB; over it, likewise
 	IngressBytes    int64         // offers and results that wait: 1 GiB; over it publishers get an error
 	IngressShare    int           // of those, messages of one agent: 10,000, and a quarter of IngressBytes
 	InFlight        int           // messages fetched and not yet settled: 16,384
@@ -249,6 +250,7 @@ func (l Limits) WithDefaults() Limits {
 		Connections:     cmp.Or(l.Connections, 32),
 		Subscriptions:   cmp.Or(l.Subscriptions, 32),
 		Rate:            cmp.Or(l.Rate, 20_000),
+		RateBytes:       cmp.Or(l.RateBytes, 64<<20),
 		IngressBytes:    cmp.Or(l.IngressBytes, 1<<30),
 		IngressShare:    cmp.Or(l.IngressShare, 10_000),
 		InFlight:        cmp.Or(l.InFlight, 16_384),

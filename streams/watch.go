@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -76,8 +77,28 @@ func (s *Server) watch() *watch {
 	}
 }
 
-// run watches until ctx ends.
+// run watches until ctx ends. Rates are watched apart from the streams, which a flood makes slow to tell of themselves.
 func (w *watch) run(ctx context.Context) {
+	var both sync.WaitGroup
+	defer both.Wait()
+	both.Go(func() {
+		every(ctx, func(n int) {
+			// What servers tell of accounts has some 600 B for each.
+			if n%(1+min(3, len(w.all())/1000)) == 0 {
+				w.rate(ctx)
+			}
+		})
+	})
+	every(ctx, func(int) {
+		w.queue(ctx)
+		if w.owed != nil {
+			w.answers(ctx)
+		}
+	})
+}
+
+// every calls look again and again until ctx ends.
+func every(ctx context.Context, look func(n int)) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 	for n := 0; ; n++ {
@@ -85,13 +106,7 @@ func (w *watch) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			w.queue(ctx)
-			if w.owed != nil {
-				w.answers(ctx)
-			}
-			if n%4 == 0 {
-				w.rate(ctx)
-			}
+			look(n)
 		}
 	}
 }
@@ -173,7 +188,7 @@ type rateSample struct {
 	sent map[string]traffic
 }
 
-// rate cuts off who sends more messages than anybody has to. Each may cost the server a place in its table of answers owed
+// rate cuts off who sends more than anybody has to. Each may cost the server a place in its table of answers owed
 // until it is answered or its time is out, at 600 B, and costs everybody time.
 func (w *watch) rate(ctx context.Context) {
 	try, cancel := context.WithTimeout(ctx, authTimeout)
@@ -188,13 +203,16 @@ func (w *watch) rate(ctx context.Context) {
 	for len(w.rates) > 2 && now.Sub(w.rates[1].at) >= rateOver {
 		w.rates = w.rates[1:]
 	}
-	most := int64(w.limits.Rate) * int64(rateOver/time.Second)
+	most, mostBytes := int64(w.limits.Rate)*int64(rateOver/time.Second), w.limits.RateBytes*int64(rateOver/time.Second)
 	for _, acc := range w.all() {
 		if !acc.barredUntil().IsZero() && w.now().Before(acc.barredUntil()) {
 			continue
 		}
-		if since := sent[acc.key].messages - w.rates[0].sent[acc.key].messages; since > most {
-			w.log.WarnContext(ctx, "too many messages", "name", acc.name, "role", acc.role, "sent", since, "limit", most)
+		before := w.rates[0].sent[acc.key]
+		messages, bytes := sent[acc.key].messages-before.messages, sent[acc.key].bytes-before.bytes
+		if messages > most || bytes > mostBytes {
+			w.log.WarnContext(ctx, "too much traffic", "name", acc.name, "role", acc.role, "messages", messages, "bytes", bytes,
+				"most_messages", most, "most_bytes", mostBytes)
 			w.bar(ctx, acc)
 		}
 	}

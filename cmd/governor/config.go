@@ -52,6 +52,7 @@ type limitsConfig struct {
 	Connections   int   `yaml:"connections,omitempty"`
 	Subscriptions int   `yaml:"subscriptions,omitempty"` // of one connection
 	Rate          int   `yaml:"rate,omitempty"`          // messages a second, over ten seconds
+	RateBytes     int64 `yaml:"rate_bytes,omitempty"`    // bytes a second, over ten seconds
 	Waiting       int   `yaml:"waiting,omitempty"`       // offers and results that wait for the governor
 	Requests      int   `yaml:"requests,omitempty"`      // that wait for the governor
 	Sessions      int   `yaml:"sessions,omitempty"`      // open at once
@@ -70,7 +71,7 @@ type limitsConfig struct {
 func (l limitsConfig) limits() daemon.Limits {
 	return daemon.Limits{
 		Limits: streams.Limits{
-			Agents: l.Identities, Connections: l.Connections, Subscriptions: l.Subscriptions, Rate: l.Rate,
+			Agents: l.Identities, Connections: l.Connections, Subscriptions: l.Subscriptions, Rate: l.Rate, RateBytes: l.RateBytes,
 			IngressBytes: l.WaitingBytes, IngressShare: l.Waiting, Requests: l.Requests,
 			InboxMessages: l.InboxMessages, InboxShare: l.InboxBytes, InboxBytes: l.AllInboxesBytes, InboxAge: l.InboxAge,
 			QuarantineBytes: l.QuarantineBytes, QuarantineAge: l.QuarantineAge,
@@ -82,7 +83,7 @@ func (l limitsConfig) limits() daemon.Limits {
 // check refuses limits that nothing could pass.
 func (l limitsConfig) check() error {
 	for name, n := range map[string]int64{
-		"connections": int64(l.Connections), "subscriptions": int64(l.Subscriptions), "rate": int64(l.Rate),
+		"connections": int64(l.Connections), "subscriptions": int64(l.Subscriptions), "rate": int64(l.Rate), "rate_bytes": l.RateBytes,
 		"waiting": int64(l.Waiting), "requests": int64(l.Requests), "sessions": int64(l.Sessions), "handoffs": int64(l.Handoffs),
 		"inbox_messages": l.InboxMessages, "inbox_bytes": l.InboxBytes, "identities": int64(l.Identities),
 		"waiting_bytes": l.WaitingBytes, "all_inboxes_bytes": l.AllInboxesBytes, "inbox_age": int64(l.InboxAge),
