@@ -490,6 +490,11 @@ func captureWire(t *testing.T) map[string][]message {
 		tool.p.ask("handoff.revocations", []byte(`{"after":""}`))}
 	seen["closed"] = operator.request("handoff.operator.session.close", object{"session": session, "reason": "done"})
 
+	// Who is cut off, and comes back.
+	seen["identity.withdraw"] = operator.request("handoff.operator.identity.withdraw", object{"name": tool.p.name, "reason": "its key was published"})
+	seen["identity.list"] = operator.request("handoff.operator.identity.list", object{})
+	seen["identity.restore"] = operator.request("handoff.operator.identity.restore", object{"name": tool.p.name, "reason": "it has another"})
+
 	// What JetStream itself refuses, since all headers together may have 64 KiB.
 	_, offer = root.offer(researcher.name, "Find the numbers for May.", some)
 	offer.header["Handoff-Token"] = []string{strings.Repeat("x", 64<<10)}

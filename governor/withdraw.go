@@ -25,7 +25,7 @@ type identities struct {
 }
 
 // cutWithin is how long an answer waits for connections to be cut, before it says that they are not.
-const cutWithin = 5 * time.Second
+const cutWithin = 2 * time.Second
 
 // acts is why an identity may do nothing, or be handed nothing; nil where it is not withdrawn.
 func (st *State) acts(name string) *wire.Error {
@@ -141,7 +141,11 @@ func (g *Governor) identityRefusal(b *batch, i entry.Identity) *wire.Error {
 // endAll ends what an agent holds and was handed: its sessions, the tasks that it works on, those that it has transferred
 // and those that wait for it. Whoever waits for a result of it is told.
 func (g *Governor) endAll(b *batch, name, by string) error {
-	reason := "the identity " + name + " was withdrawn"
+	id, err := identity.Name(name).ID()
+	if err != nil {
+		return err
+	}
+	reason := id.String() + " was withdrawn"
 	for _, s := range b.st.opened() {
 		if s.opener != name {
 			continue

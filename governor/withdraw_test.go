@@ -209,7 +209,7 @@ func TestWithdrawnIdentityIsCutOff(t *testing.T) {
 			t.Error("a grant of another agent was revoked with it")
 		}
 		for _, id := range []string{ofB.handoff, waiting.id} {
-			if v := a.verdict(id); firstCode(v) != wire.CodeRevoked || !strings.Contains(v.Reasons[0].Message, b.name) {
+			if v := a.verdict(id); firstCode(v) != wire.CodeRevoked || !strings.Contains(v.Reasons[0].Message, idOf(t, b.name).String()+" was withdrawn") {
 				t.Errorf("who waits for a result is told %+v", v)
 			}
 		}

@@ -196,6 +196,55 @@ func (o *Operator) Revoke(ctx context.Context, id, reason string) (entry uint64,
 	return a.Entry, nil
 }
 
+// Withdraw cuts an identity off by its full name, whoever issues its SVIDs: its connections end, all that it holds is
+// revoked, and it gets in no more until [Operator.Restore]. Cut is false where a server could not be reached that may have
+// a connection of it; the governor refuses it all the same, and tries again every second. What is withdrawn already is
+// refused with [wire.CodeWithdrawn], the operator itself with [wire.CodeForbidden]. The reason may be empty, and has at
+// most [wire.MaxPurpose] bytes.
+func (o *Operator) Withdraw(ctx context.Context, name, reason string) (entry uint64, cut bool, err error) {
+	a, err := o.ask(ctx, wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: name, Reason: reason})
+	if err != nil {
+		return 0, false, err
+	}
+	return a.Entry, a.Effect == wire.EffectWithdrawn, nil
+}
+
+// Restore lets an identity in again that was withdrawn. It gets back nothing of what it had. What is not withdrawn is
+// refused with [wire.CodeNotWithdrawn].
+func (o *Operator) Restore(ctx context.Context, name, reason string) (entry uint64, err error) {
+	a, err := o.ask(ctx, wire.VerbIdentityRestore, wire.OperatorRequest{Name: name, Reason: reason})
+	if err != nil {
+		return 0, err
+	}
+	return a.Entry, nil
+}
+
+// Withdrawn are the identities that are withdrawn, by name.
+func (o *Operator) Withdrawn(ctx context.Context) iter.Seq2[wire.Withdrawn, error] {
+	return func(yield func(wire.Withdrawn, error) bool) {
+		for after := ""; ; {
+			a, err := o.ask(ctx, wire.VerbIdentityList, wire.OperatorRequest{Name: after})
+			if err != nil {
+				yield(wire.Withdrawn{}, err)
+				return
+			}
+			for _, i := range a.Identities {
+				if !yield(i, nil) {
+					return
+				}
+			}
+			if !a.More {
+				return
+			}
+			if len(a.Identities) == 0 { // asked again, it would say the same
+				yield(wire.Withdrawn{}, errors.New("handoff: the governor has more identities and names none; list them again"))
+				return
+			}
+			after = a.Identities[len(a.Identities)-1].Name
+		}
+	}
+}
+
 // Approve answers the decision to hold that stands at an index of the ledger. The policy judges again, with the approval
 // in its input, and may still say no: status says what the handoff is after that, such as "admitted" or "denied".
 func (o *Operator) Approve(ctx context.Context, held uint64, approve bool) (entry uint64, status string, err error) {

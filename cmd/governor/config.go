@@ -60,6 +60,7 @@ type limitsConfig struct {
 	InboxMessages int64 `yaml:"inbox_messages,omitempty"`
 	InboxBytes    int64 `yaml:"inbox_bytes,omitempty"`
 	// Of all.
+	Withdrawn       int           `yaml:"withdrawn,omitempty"` // identities at a time
 	Identities      int           `yaml:"identities,omitempty"`
 	WaitingBytes    int64         `yaml:"waiting_bytes,omitempty"`
 	AllInboxesBytes int64         `yaml:"all_inboxes_bytes,omitempty"`
@@ -76,7 +77,7 @@ func (l limitsConfig) limits() daemon.Limits {
 			InboxMessages: l.InboxMessages, InboxShare: l.InboxBytes, InboxBytes: l.AllInboxesBytes, InboxAge: l.InboxAge,
 			QuarantineBytes: l.QuarantineBytes, QuarantineAge: l.QuarantineAge,
 		},
-		Sessions: l.Sessions, Handoffs: l.Handoffs,
+		Sessions: l.Sessions, Handoffs: l.Handoffs, Withdrawn: l.Withdrawn,
 	}
 }
 
@@ -86,6 +87,7 @@ func (l limitsConfig) check() error {
 		"connections": int64(l.Connections), "subscriptions": int64(l.Subscriptions), "rate": int64(l.Rate), "rate_bytes": l.RateBytes,
 		"waiting": int64(l.Waiting), "requests": int64(l.Requests), "sessions": int64(l.Sessions), "handoffs": int64(l.Handoffs),
 		"inbox_messages": l.InboxMessages, "inbox_bytes": l.InboxBytes, "identities": int64(l.Identities),
+		"withdrawn":     int64(l.Withdrawn),
 		"waiting_bytes": l.WaitingBytes, "all_inboxes_bytes": l.AllInboxesBytes, "inbox_age": int64(l.InboxAge),
 		"quarantine_bytes": l.QuarantineBytes, "quarantine_age": int64(l.QuarantineAge),
 	} {

@@ -104,7 +104,7 @@ func decided(code wire.Code) bool {
 		wire.CodeSessionUnknown, wire.CodeSessionClosed, wire.CodeSessionExpired, wire.CodeNotYours, wire.CodeParentUnknown,
 		wire.CodeParentNotYours, wire.CodeParentEnded, wire.CodeParentRevoked, wire.CodeTransferOpen,
 		wire.CodeHandoffUnknown, wire.CodeNotAdmitted, wire.CodeAlreadyClaimed, wire.CodeSuperseded,
-		wire.CodeResultConflict, wire.CodeInboxFull, wire.CodeRevoked,
+		wire.CodeResultConflict, wire.CodeInboxFull, wire.CodeRevoked, wire.CodeNotWithdrawn, wire.CodeWithdrawnLimit,
 		wire.CodeGuardFeed, wire.CodeGuardStart, wire.CodeGuardGovernor, wire.CodeAudience, wire.CodeCaller,
 		wire.CodeAlternation, wire.CodeProfile,
 		wire.CodeBundle, wire.CodeUnavailable, wire.CodeForbidden:
