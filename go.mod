@@ -2,6 +2,8 @@ module github.com/handoff-governor/handoff-governor
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	filippo.io/edwards25519 v1.2.0
 	github.com/go-jose/go-jose/v4 v4.1.9
