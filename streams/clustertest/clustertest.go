@@ -26,6 +26,7 @@ type Files struct{ Cert, Key, Bundle []byte }
 type Cluster struct {
 	URLs   []string // of the servers, for clients
 	Routes []string // host:port at which they listen for one another
+	Stores []string // directories of their streams and accounts
 	t      testing.TB
 	nodes  []*node
 }
@@ -70,6 +71,7 @@ func Start(t testing.TB, n int, keys *streams.ClusterKeys, files func(node strin
 		check(t, err)
 		check(t, os.WriteFile(node.config, []byte(text), 0o600))
 		c.URLs = append(c.URLs, "tls://"+clients[i])
+		c.Stores = append(c.Stores, filepath.Join(node.dir, "store"))
 	}
 	c.Routes = routes
 	for i := range n {
