@@ -433,16 +433,19 @@ func TestConnectionEndsWithTheIdentity(t *testing.T) {
 	t.Parallel()
 	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
 		w := start()
-		started := time.Now()
-		closed := make(chan struct{})
-		conn, err := w.dialWith(w.issue("agent/a", 2*time.Second), nats.NoReconnect(),
-			nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+		svid := w.issue("agent/a", 3*time.Second)
+		leaf, err := x509.ParseCertificate(svid.Certificate[0])
+		check(t, err)
+		closed := make(chan time.Time, 1)
+		conn, err := w.dialWith(svid, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { closed <- time.Now() }))
 		check(t, err)
 		defer conn.Close()
 		select {
-		case <-closed:
-			if lived := time.Since(started); lived > 4*time.Second {
-				t.Errorf("lived %s", lived)
+		case at := <-closed:
+			late := at.Sub(leaf.NotAfter)
+			t.Logf("was closed %s after its certificate had expired", late)
+			if late > time.Second || late < -time.Second { // a token of a cluster ends with a whole second
+				t.Errorf("was closed %s after its certificate had expired", late)
 			}
 		case <-time.After(10 * time.Second):
 			t.Error("outlived its certificate")
