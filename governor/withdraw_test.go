@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -57,6 +58,49 @@ func (w *world) barred(path string) {
 	w.t.Helper()
 	if _, err := w.dial(path); err == nil {
 		w.t.Errorf("%s is withdrawn, and has connected", path)
+	}
+}
+
+// knock tries to connect as an identity, over and over, also while the governor stops and starts; the function that it
+// returns ends that, and fails the test where it has got in.
+func (w *world) knock(path string) (end func()) {
+	w.t.Helper()
+	source := w.place.Source(path)
+	svid, err := source.GetX509SVID()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	bundle, err := source.GetX509BundleForTrustDomain(daemontest.TrustDomain)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	server := identity.ServerOf(spiffeid.RequireFromPath(daemontest.TrustDomain, "/governor"))
+	url := w.d.Endpoint.URL
+	stop := make(chan struct{})
+	var knocking sync.WaitGroup
+	var tries, got int
+	knocking.Go(func() {
+		for ; ; tries++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond): // leaves room for who is let in
+			}
+			conn, err := nats.Connect(url, nats.Secure(identity.ClientTLS(svid, bundle, server)), nats.TLSHandshakeFirst(),
+				nats.NoReconnect(), nats.Timeout(10*time.Second))
+			if err == nil {
+				got++
+				conn.Close()
+			}
+		}
+	})
+	return func() {
+		w.t.Helper()
+		close(stop)
+		knocking.Wait()
+		if w.t.Logf("%s has knocked %d times", path, tries); got > 0 || tries == 0 {
+			w.t.Errorf("%s is withdrawn, and has connected %d of %d times", path, got, tries)
+		}
 	}
 }
 
@@ -224,10 +268,12 @@ func TestWithdrawnIdentityIsCutOff(t *testing.T) {
 			t.Errorf("the record says %+v", e.Identity)
 		}
 
+		end := w.knock("/agent/b")
 		w.stop()
 		w.start()
-		a, c, op = w.agent("a"), w.agent("c"), w.operator()
 		w.barred("/agent/b")
+		end()
+		a, c, op = w.agent("a"), w.agent("c"), w.operator()
 		list := op.operate(wire.VerbIdentityList, wire.OperatorRequest{})
 		if len(list.Identities) != 1 || list.More || list.Identities[0] != (wire.Withdrawn{
 			Name: b.name, By: op.name, At: e.Time / 1000, Reason: want.Reason, Entry: at,
