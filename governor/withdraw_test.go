@@ -167,7 +167,7 @@ func (h held) calling(g *guard.Guard) (refused <-chan time.Time, why *error) {
 	at := make(chan time.Time, 1)
 	why = new(error)
 	go func() {
-		for *why == nil {
+		for ; *why == nil; time.Sleep(5 * time.Millisecond) { // a guard remembers so many calls, and no more
 			*why = h.call(g)
 		}
 		at <- time.Now()
@@ -532,7 +532,8 @@ func TestWithdrawnListInPages(t *testing.T) {
 // Where the servers cannot be told, the answer says so, and they are told as soon as they can be.
 func TestWithdrawnAndNotYetCut(t *testing.T) {
 	w := newWorld(t)
-	op := w.operator()
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	root := a.session(readFiles())
 	closed := w.line("/agent/a")
 	var fail atomic.Bool
 	fail.Store(true)
@@ -552,6 +553,22 @@ func TestWithdrawnAndNotYetCut(t *testing.T) {
 	case <-closed:
 		t.Fatal("it was cut off though nobody could be told")
 	default:
+	}
+	// What it asks for meanwhile is refused, whatever it is.
+	for subject, body := range map[string][]byte{
+		wire.SubjectKeys:                {},
+		wire.SubjectSessionOpen:         a.prove(a.openRequest(readFiles())),
+		wire.SubjectSessionStatus:       a.proveFor(wire.VerbSessionStatus, wire.SessionRequest{Session: root.session}),
+		wire.ClaimSubject(root.session): encode(t, a.claimRequest(root.session, []string{newID(t)})),
+	} {
+		var answer wire.OperatorResponse // of which every answer has the member error
+		if a.ask(subject, body, &answer); answer.Error == nil || answer.Error.Code != wire.CodeWithdrawn {
+			t.Errorf("%s is answered with %v", subject, answer.Error)
+		}
+	}
+	o := root.offer(b.name, "work")
+	if v := a.verdict(o.id); firstCode(v) != wire.CodeWithdrawn || v.Entry != nil {
+		t.Errorf("its offer: %+v", v)
 	}
 	fail.Store(false)
 	select {
