@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jcs"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 )
 
@@ -260,6 +261,6 @@ func sameArguments(hta jsontext.Value, canonical []byte) bool {
 	if bytes.Equal(hta, canonical) {
 		return true
 	}
-	hta = hta.Clone()
-	return hta.Canonicalize() == nil && bytes.Equal(hta, canonical)
+	rounded, err := jcs.Rounded(hta)
+	return err == nil && bytes.Equal(rounded, canonical)
 }

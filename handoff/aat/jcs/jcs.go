@@ -30,6 +30,19 @@ func Canonical(v []byte) ([]byte, error) {
 	if canonicalScalar(v) {
 		return v, nil
 	}
+	return canonicalize(v)
+}
+
+// Rounded is [Canonical] by the letter of RFC 8785, which accepts inadmissible numbers and writes the doubles nearest to
+// them. Numbers beyond the largest double it refuses: no double is nearest to them.
+func Rounded(v []byte) ([]byte, error) {
+	if err := eachNumber(v, finite); err != nil {
+		return nil, err
+	}
+	return canonicalize(v)
+}
+
+func canonicalize(v []byte) ([]byte, error) {
 	out := append(jsontext.Value(nil), v...)
 	if err := out.Canonicalize(); err != nil {
 		return nil, err
@@ -48,7 +61,10 @@ func Marshal(v any) ([]byte, error) {
 
 // Admissible refuses a JSON value that holds a number which its double does not represent. It trusts v to be JSON
 // otherwise; on anything else it finishes without a useful answer.
-func Admissible(v []byte) error {
+func Admissible(v []byte) error { return eachNumber(v, admissibleNumber) }
+
+// eachNumber refuses v where a number in it is not good.
+func eachNumber(v []byte, good func(text string) bool) error {
 	for i := 0; i < len(v); {
 		switch c := v[i]; {
 		case c == '"':
@@ -63,7 +79,7 @@ func Admissible(v []byte) error {
 			for i < len(v) && strings.IndexByte("+-.0123456789Ee", v[i]) >= 0 {
 				i++
 			}
-			if !admissibleNumber(string(v[start:i])) {
+			if !good(string(v[start:i])) {
 				return fmt.Errorf("%.40s: %w", v[start:i], ErrNumber)
 			}
 		default:
@@ -71,6 +87,11 @@ func Admissible(v []byte) error {
 		}
 	}
 	return nil
+}
+
+func finite(text string) bool {
+	_, err := strconv.ParseFloat(text, 64)
+	return err == nil
 }
 
 // exactDigits is the length of an integer up to which every one is exact as a double.

@@ -46,6 +46,15 @@ func TestCanonical(t *testing.T) {
 			t.Errorf("Canonical(%s) = %s, %v; want ErrNumber", in, got, err)
 		}
 	}
+	for in, want := range map[string]string{
+		`[9007199254740993,1.00000000000000001,1e-400,"1e400"]`: `[9007199254740992,1,0,"1e400"]`,
+		`{"b":1.7976931348623158e308,"a":-0}`:                   `{"a":0,"b":1.7976931348623157e+308}`,
+		`1e400`:                                                 "", `{"a":[-1e400]}`: "", `{"a":1,"a":1}`: "",
+	} {
+		if got, err := jcs.Rounded([]byte(in)); string(got) != want || (err == nil) != (want != "") {
+			t.Errorf("Rounded(%s) = %s, %v; want %s", in, got, err, want)
+		}
+	}
 	if jcs.Admissible([]byte(`"1e400 \" 9007199254740993"`)) != nil {
 		t.Error("numbers within a string are text")
 	}
