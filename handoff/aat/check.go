@@ -288,7 +288,14 @@ func (e *WidenedError) Error() string {
 // SubsumesTools returns nil where child attenuates parent (invariant I4, draft section 4.5), else a [*WidenedError]. Of
 // several faults it names the one of the lowest step, then the first in the order of tool and argument names.
 func SubsumesTools(parent, child Tools) error {
-	var worst *WidenedError
+	if worst := widest(parent, child); worst != nil {
+		return worst
+	}
+	return nil
+}
+
+// widest is the fault that [SubsumesTools] names, nil where there is none.
+func widest(parent, child Tools) (worst *WidenedError) {
 	for tool, args := range child {
 		parentArgs, ok := parent[tool]
 		if !ok {
@@ -298,9 +305,6 @@ func SubsumesTools(parent, child Tools) error {
 		widened(parentArgs, args, func(rule, argument, reason string) {
 			worst = lower(worst, &WidenedError{Rule: rule, Tool: tool, Argument: argument, Reason: reason})
 		})
-	}
-	if worst == nil {
-		return nil
 	}
 	return worst
 }

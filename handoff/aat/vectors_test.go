@@ -8,8 +8,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
 	"maps"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +79,39 @@ func TestVectors(t *testing.T) {
 		if !covered[step] {
 			t.Errorf("step %s has no vector, nor a reason for having none", step)
 		}
+	}
+}
+
+// TestStepsOfTheSource holds allSteps and the verifier together: it names every step there and no other.
+func TestStepsOfTheSource(t *testing.T) {
+	sources, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	step, named := regexp.MustCompile(`^"[1-8]([a-q][1-9]?)?"$`), map[string]bool{}
+	for _, source := range sources {
+		if strings.HasSuffix(source, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(gotoken.NewFileSet(), source, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == gotoken.STRING && step.MatchString(lit.Value) {
+				named[strings.Trim(lit.Value, `"`)] = true
+			}
+			return true
+		})
+	}
+	for _, step := range allSteps {
+		if !named[step] {
+			t.Errorf("the verifier never names step %s", step)
+		}
+		delete(named, step)
+	}
+	for step := range named {
+		t.Errorf("the verifier names step %s, for which no vector is asked", step)
 	}
 }
 
@@ -506,6 +544,44 @@ func scenarios(t testing.TB) []*scenario {
 			s.setTools(1, object{"read_file": c.child})
 		}).Invariant = invariant
 	}
+	add("permit-same-times", "", "a child with its parent's iat and exp, and the last depth that there may be", func(s *scenario) {
+		for i := range s.tokens {
+			s.set(i, "iat", now-100)
+			s.set(i, "exp", now+1000)
+			s.set(i, "del_max_depth", 2)
+		}
+	})
+	add("permit-skew-child", "", "iat of a child at the end of the skew, PoP at the other end of the window", func(s *scenario) {
+		s.set(2, "iat", now+30)
+		s.pop.claims["iat"] = now + 30
+	})
+	add("permit-lifetime", "", "a lifetime of 90 days", setAt(0, "exp", now-100+90*86400))
+	add("permit-max-depth", "", "del_max_depth is 32 all the way", func(s *scenario) {
+		for i := range s.tokens {
+			s.set(i, "del_max_depth", 32)
+		}
+	})
+	add("permit-minus-zero", "", "-0 is an integer, and 0", func(s *scenario) { s.set(0, "del_depth", raw("-0")) })
+	add("permit-optional-false", "", `"optional":false says nothing new`, func(s *scenario) {
+		s.tools(1)["read_file"].(object)["path"].(object)["optional"] = false
+	})
+	add("permit-audience-arrays", "", "every link has aud, each names the enforcement point in its way", func(s *scenario) {
+		s.set(0, "aud", []any{guardURI, guardURI})
+		s.set(1, "aud", []any{"https://other.example.com", "", guardURI})
+		s.set(2, "aud", []any{guardURI})
+		s.Options.RequireAudience = true
+	})
+	add("permit-audience-second", "", "the enforcement point has two names", func(s *scenario) {
+		s.set(0, "aud", guardURI)
+		s.set(1, "aud", "urn:tools")
+		s.pop.claims["aat_aud"] = "urn:tools"
+		s.Audience = append(s.Audience, "urn:tools")
+	})
+	add("permit-hta-rounded", "", "hta in canonical form is the arguments, whatever its digits were", func(s *scenario) {
+		s.truncate(1, "alice")
+		s.Tool, s.Args = "search", `{"n":9007199254740992}`
+		s.pop.claims["hta"] = raw(`{"n":9007199254740993}`)
+	})
 	add("permit-depth-32", "", "constraints that nest as deep as they may", func(s *scenario) {
 		deep := any(wild)
 		for range aat.MaxConstraintDepth - 1 {
@@ -623,6 +699,14 @@ func scenarios(t testing.TB) []*scenario {
 			{"all-empty", object{"constraint_type": "all", "constraints": []any{}}},
 			{"any-empty", object{"constraint_type": "any", "constraints": []any{}}},
 			{"too-deep", deep},
+			{"all-empty-deep", object{"constraint_type": "any", "constraints": []any{object{"constraint_type": "all", "constraints": []any{}}}}},
+			{"unknown-deep", object{"constraint_type": "all", "constraints": []any{
+				object{"constraint_type": "any", "constraints": []any{object{"constraint_type": "regex"}}}}}},
+			{"optional-null", object{"constraint_type": "wildcard", "optional": raw("null")}},
+			{"range-null", object{"constraint_type": "range", "min": raw("null")}},
+			{"range-boolean", object{"constraint_type": "range", "max": true}},
+			{"range-2-53", object{"constraint_type": "range", "max": raw("9007199254740993")}},
+			{"number-deep", object{"constraint_type": "not_one_of", "excluded": []any{object{"a": []any{raw("9007199254740993")}}}}},
 			{"range-reversed", object{"constraint_type": "range", "min": 2, "max": 1}},
 			{"range-string", object{"constraint_type": "range", "min": "2"}},
 			{"range-inclusive-alone", object{"constraint_type": "range", "min": 1, "max_inclusive": true}},
@@ -658,6 +742,12 @@ func scenarios(t testing.TB) []*scenario {
 		s.truncate(1, "alice")
 		s.set(0, "exp", raw("17416010e2"))
 	})
+	add("deny-3b-iat-exponent", "3b", "iat has an exponent", setAt(0, "iat", raw("17415999e2")))
+	add("deny-3b-surrogate", "3b", "half a character in a claim that nobody knows", func(s *scenario) {
+		s.respell(t, 0, `-000000000000"`, `-000000000000","x":"\ud83dx"`)
+	})
+	add("deny-3i-exponent", "3i", "del_max_depth is 4e0", setAt(0, "del_max_depth", raw("4e0")))
+	add("deny-3c-false", "3c", "del_depth is false", setAt(0, "del_depth", false))
 	add("deny-3c-depth", "3c", "a root with depth 1", setAt(0, "del_depth", 1)).Invariant = "I2"
 	add("deny-3c-missing", "3c", "no del_depth", setAt(0, "del_depth", nil))
 	add("deny-3c-fraction", "3c", "del_depth is 0.0", setAt(0, "del_depth", raw("0.0")))
@@ -692,6 +782,8 @@ func scenarios(t testing.TB) []*scenario {
 	add("deny-4b4-max-depth", "4b4", "no del_max_depth", setAt(1, "del_max_depth", nil))
 	add("deny-4b5-iss", "4b5", "no iss", setAt(1, "iss", nil))
 	add("deny-4b5-par-hash", "4b5", "par_hash is a number", setAt(1, "par_hash", 1))
+	add("deny-4b5-iat-exponent", "4b5", "iat has an exponent", setAt(1, "iat", raw("17415999e2")))
+	add("deny-4b5-exp-fraction", "4b5", "exp has a fraction", setAt(1, "exp", raw(fmt.Sprint(now+999, ".0"))))
 	add("deny-4b5-iat", "4b5", "no iat", setAt(1, "iat", nil))
 	add("deny-4c-iss", "4c", "iss names another key", setAt(1, "iss", jwk("gov").ThumbprintURI())).Invariant = "I1"
 	add("deny-4d-skipped", "4d", "a depth is skipped", setAt(1, "del_depth", 2)).Invariant = "I2"
@@ -809,6 +901,30 @@ func scenarios(t testing.TB) []*scenario {
 		{"any", `{"constraint_type":"any","constraints":[{"constraint_type":"exact","value":"x"},{"constraint_type":"range","max":1}]}`,
 			[]string{`"x"`, `1`}, []string{`2`, `"y"`}},
 		{"optional", `{"constraint_type":"exact","optional":true,"value":"x"}`, []string{`"x"`}, []string{`"y"`, `null`}},
+		{"all-of-any", `{"constraint_type":"all","constraints":[{"constraint_type":"any","constraints":[` +
+			`{"constraint_type":"range","max":1},{"constraint_type":"range","min":5}]},{"constraint_type":"not_one_of","excluded":[7]}]}`,
+			[]string{`1`, `5`, `8`}, []string{`3`, `7`, `"8"`}},
+		{"any-of-all", `{"constraint_type":"any","constraints":[{"constraint_type":"all","constraints":[` +
+			`{"constraint_type":"contains","required":["x"]},{"constraint_type":"subset","allowed":["x","y"]}]},` +
+			`{"constraint_type":"exact","value":null}]}`,
+			[]string{`["x"]`, `["y","x"]`, `null`}, []string{`["y"]`, `["x","z"]`, `[]`, `"x"`}},
+		{"range-open", `{"constraint_type":"range"}`, []string{`0`, `-1.7976931348623157e308`}, []string{`"0"`, `true`, `null`}},
+		{"range-min", `{"constraint_type":"range","min":0.1}`, []string{`0.1`, `1e-1`, `1e300`}, []string{`0.09999999999999999`, `-1`}},
+		{"range-point", `{"constraint_type":"range","min":1,"max":1.0}`, []string{`1`, `10e-1`}, []string{`1.0000000000000002`, `0`}},
+		{"range-nothing", `{"constraint_type":"range","min":1,"max":1,"max_inclusive":false}`, nil, []string{`1`, `0`}},
+		{"range-inclusive", `{"constraint_type":"range","min":1,"min_inclusive":true,"max":2,"max_inclusive":true}`,
+			[]string{`1`, `2`}, []string{`0`, `3`}},
+		{"range-2-53", `{"constraint_type":"range","min":-9007199254740992,"max":9007199254740992}`,
+			[]string{`9007199254740991`, `9007199254740992`, `-9007199254740992`, `9.007199254740992e15`},
+			[]string{`9007199254740993`, `9007199254740994`, `-9007199254740993`, `-9007199254740994`}},
+		{"exact-2-53", `{"constraint_type":"exact","value":9007199254740992}`,
+			[]string{`9007199254740992`, `9007199254740992.0`, `9007199254740992e0`, `900719925474099200E-2`},
+			[]string{`9007199254740993`, `9007199254740991`, `"9007199254740992"`}},
+		{"exponents", `{"constraint_type":"one_of","values":[1e2,0.1,1E+20,12.5e-1]}`,
+			[]string{`100`, `100.0`, `1e+2`, `10E1`, `1e-1`, `100000000000000000000`, `1.25`}, []string{`1e3`, `0.10000000000000002`, `1e21`, `125`}},
+		{"any-number", `{"constraint_type":"wildcard"}`,
+			[]string{`0.1`, `1e20`, `9007199254740994`, `1.7976931348623157e308`, `5e-324`, `0e999999999`},
+			[]string{`1.00000000000000001`, `9007199254740993`, `1e400`, `-1e400`, `1e-400`, `4e-324`, `1.7976931348623158e308`, `1e999999999999`}},
 		{"normal-form", "{\"constraint_type\":\"exact\",\"value\":\"caf\u00e9\"}", []string{`"caf\u00e9"`}, []string{"\"cafe\u0301\""}},
 	} {
 		for id, values := range map[string][]string{"permit-6b-": c.in, "deny-6b-": c.out} {
@@ -851,6 +967,12 @@ func scenarios(t testing.TB) []*scenario {
 	add("deny-6c-empty", "6c", "aud is an empty array", setAt(1, "aud", []any{}))
 	add("deny-6c-number", "6c", "aud is a number", setAt(1, "aud", 5))
 	add("deny-6c-null-in-array", "6c", "aud is an array with something else in it", setAt(1, "aud", []any{guardURI, raw("null")}))
+	for what, aud := range map[string]any{
+		"nested": []any{[]any{guardURI}}, "case": strings.ToUpper(guardURI), "slash": guardURI + "/", "object": object{guardURI: true},
+		"others": []any{"https://other.example.com", "x"}, "number-in-array": []any{1, guardURI},
+	} {
+		add("deny-6c-"+what, "6c", "aud is "+string(encode(t, aud)), setAt(1, "aud", aud))
+	}
 	add("deny-6c-required", "6c", "no link has aud", func(s *scenario) { s.Options.RequireAudience = true })
 
 	// Step 7.
@@ -891,6 +1013,20 @@ func scenarios(t testing.TB) []*scenario {
 		add("deny-7c-missing-"+strings.ReplaceAll(claim, "_", "-"), "7c", "no "+claim, setPoP(claim, nil))
 	}
 	add("deny-7c-iat-fraction", "7c", "iat has a fraction", setPoP("iat", raw("1741600000.0")))
+	add("deny-7c-iat-exponent", "7c", "iat has an exponent", setPoP("iat", raw("17416e5")))
+	add("deny-7f-overflow", "7f", "hta has a number beyond the largest double, the arguments have the largest", func(s *scenario) {
+		s.truncate(1, "alice")
+		s.Tool, s.Args = "search", `{"n":1.7976931348623157e308}`
+		s.pop.claims["hta"] = raw(`{"n":1e400}`)
+	})
+	add("deny-7b-surrogate", "7b", "half a character in a claim", func(s *scenario) {
+		s.pop.payload = `{"jti":"\ud800","iat":1}`
+	})
+	add("deny-7b-utf8", "7b", "a claim is not UTF-8", func(s *scenario) { s.pop.payload = "{\"jti\":\"\xff\",\"iat\":1}" })
+	add("deny-6b-surrogate", "6b", "half a character in an argument", func(s *scenario) {
+		s.truncate(1, "alice")
+		s.Tool, s.Args = "search", `{"q":"\udc00"}`
+	})
 	add("deny-7c-sibling", "7c", "for a sibling of the leaf with the same jti and the same holder", func(s *scenario) {
 		sibling := newScenario()
 		sibling.set(2, "exp", now+500)
@@ -1004,6 +1140,19 @@ func pairTable() []pair {
 	add("all-added", aat.All(num), aat.All(num, aat.NotOneOf(5)), true)
 	add("all-one-for-two", aat.All(aat.Wildcard(), aat.Wildcard()), aat.All(aat.Exact(5)), true)
 	add("all-dropped", aat.All(num, aat.NotOneOf(5)), aat.All(num), false)
+	add("range-exact-min", aat.Range(aat.AtLeast("0"), aat.Bound{}), aat.Exact(0), true)
+	add("range-exact-excluded", aat.Range(aat.MoreThan("0"), aat.Bound{}), aat.Exact(0), false)
+	add("range-exact-max-excluded", aat.Range(aat.Bound{}, aat.LessThan("1e1")), aat.Exact(10), false)
+	add("range-same-excluded", aat.Range(aat.MoreThan("0"), aat.LessThan("1")), aat.Range(aat.MoreThan("0.0"), aat.LessThan("1e0")), true)
+	add("range-open-child", num, aat.Range(aat.Bound{}, aat.Bound{}), false)
+	add("range-2-53", aat.Range(aat.Bound{}, aat.AtMost("9007199254740992")), aat.Exact(value("9007199254740992")), true)
+	add("range-2-53-above", aat.Range(aat.Bound{}, aat.AtMost("9007199254740992")), aat.Exact(value("9007199254740994")), false)
+	add("one_of-respelled", aat.OneOf(value("1e2"), "\u0061"), aat.OneOf(value("100.0")), true)
+	add("all-of-any-fewer", aat.All(aat.Any(aat.Exact(1), aat.Exact(2))), aat.All(aat.Any(aat.Exact(2))), true)
+	add("all-of-any-more", aat.All(aat.Any(aat.Exact(1))), aat.All(aat.Any(aat.Exact(1), aat.Exact(2))), false)
+	add("any-of-all-added", aat.Any(aat.All(num)), aat.Any(aat.All(num, aat.NotOneOf(5)), aat.All(num, aat.NotOneOf(6))), true)
+	add("any-of-all-dropped", aat.Any(aat.All(num, aat.NotOneOf(5))), aat.Any(aat.All(num)), false)
+	add("any-of-wildcard", aat.Any(aat.Wildcard()), aat.Any(aat.All(aat.Any(num))), true)
 	add("any-fewer", aat.Any(aat.Exact("pdf"), aat.Exact("csv")), aat.Any(aat.Exact("pdf")), true)
 	add("any-cross-type", aat.Any(aat.OneOf("pdf", "csv")), aat.Any(aat.Exact("pdf")), true)
 	add("any-more", aat.Any(aat.Exact("pdf")), aat.Any(aat.Exact("pdf"), aat.Exact("docx")), false)

@@ -400,11 +400,8 @@ func (v *Verifier) readChild(l *Link, m *members, now *instant) (err error) {
 	case err != nil:
 		return deny("4o", "authorization_details", err)
 	}
-	if err := SubsumesTools(parent.Tools, c.Tools); err != nil {
-		if widened, ok := errors.AsType[*WidenedError](err); ok {
-			return refuseBecause(widened.Rule, at, err)
-		}
-		return refuseBecause("4p", at, err)
+	if wider := widest(parent.Tools, c.Tools); wider != nil {
+		return refuseBecause(wider.Rule, at, wider)
 	}
 	if c.ParentHash != l.parent.HashString() {
 		return refuse("4q", at, "par_hash does not name this parent")
