@@ -699,7 +699,8 @@ func scenarios(t testing.TB) []*scenario {
 			{"all-empty", object{"constraint_type": "all", "constraints": []any{}}},
 			{"any-empty", object{"constraint_type": "any", "constraints": []any{}}},
 			{"too-deep", deep},
-			{"all-empty-deep", object{"constraint_type": "any", "constraints": []any{object{"constraint_type": "all", "constraints": []any{}}}}},
+			{"all-empty-deep", object{"constraint_type": "any", "constraints": []any{
+				object{"constraint_type": "all", "constraints": []any{}}}}},
 			{"unknown-deep", object{"constraint_type": "all", "constraints": []any{
 				object{"constraint_type": "any", "constraints": []any{object{"constraint_type": "regex"}}}}}},
 			{"optional-null", object{"constraint_type": "wildcard", "optional": raw("null")}},
@@ -921,10 +922,12 @@ func scenarios(t testing.TB) []*scenario {
 			[]string{`9007199254740992`, `9007199254740992.0`, `9007199254740992e0`, `900719925474099200E-2`},
 			[]string{`9007199254740993`, `9007199254740991`, `"9007199254740992"`}},
 		{"exponents", `{"constraint_type":"one_of","values":[1e2,0.1,1E+20,12.5e-1]}`,
-			[]string{`100`, `100.0`, `1e+2`, `10E1`, `1e-1`, `100000000000000000000`, `1.25`}, []string{`1e3`, `0.10000000000000002`, `1e21`, `125`}},
+			[]string{`100`, `100.0`, `1e+2`, `10E1`, `1e-1`, `100000000000000000000`, `1.25`},
+			[]string{`1e3`, `0.10000000000000002`, `1e21`, `125`}},
 		{"any-number", `{"constraint_type":"wildcard"}`,
 			[]string{`0.1`, `1e20`, `9007199254740994`, `1.7976931348623157e308`, `5e-324`, `0e999999999`},
-			[]string{`1.00000000000000001`, `9007199254740993`, `1e400`, `-1e400`, `1e-400`, `4e-324`, `1.7976931348623158e308`, `1e999999999999`}},
+			[]string{`1.00000000000000001`, `9007199254740993`, `1e400`, `-1e400`, `1e-400`, `4e-324`, `1.7976931348623158e308`,
+				`1e999999999999`}},
 		{"normal-form", "{\"constraint_type\":\"exact\",\"value\":\"caf\u00e9\"}", []string{`"caf\u00e9"`}, []string{"\"cafe\u0301\""}},
 	} {
 		for id, values := range map[string][]string{"permit-6b-": c.in, "deny-6b-": c.out} {
