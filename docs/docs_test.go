@@ -10,7 +10,7 @@
 //	```text      is for reading only
 //
 // The console and sh blocks of a page are one session of one shell, from top to bottom: in an empty directory, with
-// governor, handoff and tool in PATH. A command that ends in & stays until the end of the page. A line "..." stands for any
+// governor, handoff, tool and pipeline in PATH. A command that ends in & stays until the end of the page. A line "..." stands for any
 // lines, "..." or "…" within a line for anything. A command must succeed, unless "$ echo $?" follows it.
 //
 // A comment right above a block changes that:
@@ -54,7 +54,7 @@ var scratch string
 // programs builds our programs and returns the directory that they are in.
 var programs = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(scratch, "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/governor", "./cmd/handoff", "./examples/tool")
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/governor", "./cmd/handoff", "./examples/tool", "./examples/pipeline")
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w\n%s", build, err, out)

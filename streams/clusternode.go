@@ -19,6 +19,7 @@ type ClusterNode struct {
 	Cert    string   // file of its X.509-SVID in PEM, with intermediates
 	Key     string   // file of the SVID's private key in PEM
 	Bundle  string   // file of the trust bundles in PEM, federated ones among them
+	PID     string   // file for the process ID, for whoever signals the server; "" for none
 	Cluster string   // name of the cluster; "handoff" if empty
 }
 
@@ -30,6 +31,9 @@ server_name: {{.Name}}
 listen: {{.Listen}}
 client_advertise: {{.Listen}}
 max_payload: {{.MaxPayload}}
+{{- if .PID}}
+pid_file: {{.PID}}
+{{- end}}
 
 tls {
   cert_file: {{.Cert}}
@@ -115,12 +119,16 @@ func (n ClusterNode) Config(keys *ClusterKeys) (string, error) {
 		peers = append(peers, peer)
 	}
 	quote := func(text string) string { return fmt.Sprintf("%q", text) }
+	pid := ""
+	if n.PID != "" {
+		pid = quote(n.PID)
+	}
 	var out strings.Builder
 	err = nodeConfig.Execute(&out, map[string]any{
 		"Name": quote(n.Name), "Listen": quote(n.Listen), "Routes": quote(n.Routes), "Peers": peers,
 		"Cluster": quote(n.Cluster), "Password": keys.Routes,
 		"Store": quote(n.Store), "Accounts": quote(n.Store + "/accounts"), "Cert": quote(n.Cert), "Key": quote(n.Key),
-		"Bundle": quote(n.Bundle), "MaxPayload": wire.MaxPayload, "Timeout": int(authTimeout.Seconds()),
+		"Bundle": quote(n.Bundle), "PID": pid, "MaxPayload": wire.MaxPayload, "Timeout": int(authTimeout.Seconds()),
 		"Operator": keys.OperatorJWT, "System": parsed.systemKey, "Sentinel": sentinel, "Preload": preload,
 	})
 	return out.String(), err

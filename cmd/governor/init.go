@@ -43,7 +43,7 @@ Nothing is overwritten.
 
 A server's SVID is below /nats/ in the trust domain, as in spiffe://acme.example/nats/nats-1, and has the host of its
 ROUTES as a name in DNS. spiffe-helper keeps the files svid.pem, svid_key.pem and svid_bundle.pem in the directory --svids
-new, and tells the server: nats-server --signal reload.
+new, and tells the server, whose process ID is in nats.pid there, with SIGHUP.
 
 operator.nk is the operator's own key. Nobody needs it from day to day: keep it elsewhere.`,
 		Example: `  governor init --trust-domain acme.example --listen 0.0.0.0:4222 /etc/handoff
@@ -185,6 +185,7 @@ func (s *setup) parseNodes() ([]streams.ClusterNode, error) {
 		nodes = append(nodes, streams.ClusterNode{
 			Name: name, Listen: clients, Routes: routes, Store: s.store,
 			Cert: path.Join(s.svids, "svid.pem"), Key: path.Join(s.svids, "svid_key.pem"), Bundle: path.Join(s.svids, "svid_bundle.pem"),
+			PID: path.Join(s.svids, "nats.pid"),
 		})
 	}
 	if len(nodes) != 3 && len(nodes) != 5 {

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -31,17 +32,18 @@ import (
 func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "host:port; port 0 takes a free one")
 	dir := flag.String("dir", ".", "directory with the files")
+	url := flag.String("url", "", "https://host:port as callers know it (default: as it listens)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := serve(ctx, *listen, *dir); err != nil {
+	if err := serve(ctx, *listen, *dir, *url); err != nil {
 		fmt.Fprintln(os.Stderr, "tool:", err)
 		os.Exit(1)
 	}
 }
 
 // serve serves the files of a directory until the context ends.
-func serve(ctx context.Context, listen, dir string) error {
+func serve(ctx context.Context, listen, dir, url string) error {
 	source, err := workloadapi.NewX509Source(ctx)
 	if err != nil {
 		return err
@@ -65,7 +67,7 @@ func serve(ctx context.Context, listen, dir string) error {
 		return err
 	}
 	// Each process has an audience of its own. A proof for another guard is none here.
-	origin := "https://" + listener.Addr().String()
+	origin := cmp.Or(url, "https://"+listener.Addr().String())
 	g, err := guard.New(guard.Config{Audience: []string{origin}, Issuers: []guard.Issuer{issuer}, Logger: slog.Default()})
 	if err != nil {
 		return err
