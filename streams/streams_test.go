@@ -259,11 +259,17 @@ func TestReceiptsGoToOneAgentAndRevocationsToGuards(t *testing.T) {
 			return sub
 		}
 		forA, forB, feed := subscribe(a, wire.SubjectReceipt), subscribe(b, wire.SubjectReceipt), subscribe(g, wire.SubjectRevoked)
-		check(t, w.Governor().Receipt("a", []byte("receipt")))
-		check(t, w.Governor().Revoke([]byte("revoked")))
 		for sub, want := range map[*nats.Subscription]string{forA: "receipt", feed: "revoked"} {
-			msg, err := sub.NextMsg(5 * time.Second)
-			check(t, err)
+			var msg *nats.Msg
+			// Until all servers of a cluster know of a subscription, what others publish does not reach it.
+			for end := time.Now().Add(10 * time.Second); msg == nil; {
+				check(t, w.Governor().Receipt("a", []byte("receipt")))
+				check(t, w.Governor().Revoke([]byte("revoked")))
+				var err error
+				if msg, err = sub.NextMsg(200 * time.Millisecond); err != nil && time.Now().After(end) {
+					t.Fatal(err)
+				}
+			}
 			if string(msg.Data) != want || msg.Subject != sub.Subject {
 				t.Errorf("got %q on %s, want %q on %s", msg.Data, msg.Subject, want, sub.Subject)
 			}
