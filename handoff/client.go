@@ -4,10 +4,14 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -58,6 +62,8 @@ const (
 	keysAge     = time.Minute
 	drainWithin = 5 * time.Second
 	readFor     = 10 * time.Second // what one request for messages of the inbox waits at most
+
+	renewAgain = 10 * time.Second // between two connections that are made because of a refusal
 )
 
 // ErrClosed is what is still waiting ends with when a [Client] is closed.
@@ -74,7 +80,8 @@ type Client struct {
 
 	nc     *nats.Conn
 	js     jetstream.JetStream
-	line   *line
+	line   *line // what requests are made on
+	pulls  *line // what requests for messages are made on
 	mail   *mail
 	tasks  *tasks
 	source *workloadapi.X509Source // nil where the caller owns it
@@ -89,6 +96,9 @@ type Client struct {
 	reading  sync.Mutex // held to start reading
 	consumer jetstream.Consumer
 	asking   sync.Mutex // held while a request for messages is under way
+
+	presented atomic.Value  // string: the SVID that the connection was made with
+	renew     chan struct{} // has an item when the connection is to be made anew
 }
 
 // Connect authenticates to the governor's NATS server and returns once connected, or when ctx ends. From then on the
@@ -109,7 +119,7 @@ func Connect(ctx context.Context, cfg Config) (_ *Client, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{cfg: cfg, log: cfg.Logger, key: cfg.Key}
+	c := &Client{cfg: cfg, log: cfg.Logger, key: cfg.Key, renew: make(chan struct{}, 1)}
 	c.ctx, c.stop = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
@@ -192,10 +202,19 @@ func (c *Client) connect(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil || timeout <= 0 {
 		return fmt.Errorf("handoff: connecting: %w", context.Cause(ctx))
 	}
-	c.line = newLine()
+	config := identity.ClientTLS(c.cfg.Source, c.cfg.Bundles, identity.ServerOf(c.cfg.Governor))
+	present := config.GetClientCertificate
+	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert, err := present(info)
+		if err == nil {
+			c.presented.Store(string(cert.Certificate[0]))
+		}
+		return cert, err
+	}
+	c.line, c.pulls = newLine(), newLine()
 	c.nc, err = nats.Connect(c.cfg.URL,
 		nats.Name(string(c.name)),
-		nats.Secure(identity.ClientTLS(c.cfg.Source, c.cfg.Bundles, identity.ServerOf(c.cfg.Governor))),
+		nats.Secure(config),
 		nats.TLSHandshakeFirst(),
 		nats.Timeout(timeout),
 		nats.MaxReconnects(-1),
@@ -205,53 +224,90 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		nats.DrainTimeout(drainWithin),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			c.log.WarnContext(c.ctx, "NATS reports an error", "error", err)
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				c.refused(err)
+			}
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.log.InfoContext(c.ctx, "disconnected from the governor", "error", err)
 			c.line.lost()
+			c.pulls.lost()
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
 			c.log.InfoContext(c.ctx, "reconnected to the governor")
 			c.line.begin()
+			c.pulls.begin()
 		}),
 	)
 	if err != nil {
 		return fmt.Errorf("handoff: connecting to the governor: %w", err)
 	}
 	c.line.begin()
+	c.pulls.begin()
 	c.js, err = jetstream.NewWithAPIPrefix(c.nc, wire.InboxPrefix)
 	return err
 }
 
-// rotate reconnects with each new SVID, before the server ends the connection because the SVID that it began with expires.
+// rotate reconnects when renew says so, and with each new SVID, before the server ends the connection because the SVID that it began with expires.
 // It waits until no request for messages is under way: servers of a cluster hold it for a moment after the connection has
 // ended, and a message that they answer it with comes again only when they have waited for its acknowledgement.
 func (c *Client) rotate(updated <-chan struct{}) {
-	last, next := c.svid()
+	_, next := c.svid()
+	var renewed time.Time
 	for {
 		timer := time.NewTimer(next) // a source that tells of no updates is asked
+		renew := false
 		select {
 		case <-c.ctx.Done():
 			timer.Stop()
 			return
 		case <-updated:
 		case <-timer.C:
+		case <-c.renew:
+			renew = time.Since(renewed) > renewAgain
+			renewed = time.Now()
 		}
 		timer.Stop()
 		var now string
-		if now, next = c.svid(); now == last || now == "" {
+		if now, next = c.svid(); (now == "" || now == c.presented.Load()) && !renew {
 			continue
 		}
-		last = now
 		c.asking.Lock()
 		c.line.lost()
+		c.pulls.lost()
 		err := c.nc.ForceReconnect()
 		c.asking.Unlock()
 		if err != nil && c.ctx.Err() == nil {
-			c.log.WarnContext(c.ctx, "reconnecting with the new SVID failed", "error", err)
+			c.log.WarnContext(c.ctx, "making the connection anew failed", "error", err)
 		}
 	}
 }
+
+// refused is called when the server has refused something. While the servers of a cluster read their configuration again, as
+// with each new SVID of theirs, they ask the governor about all clients once more, and a client may nothing until the answer
+// is there. What was asked just then is asked again.
+//
+// A request for messages that was not refused must be left alone: the server would answer it all the same, to nobody.
+func (c *Client) refused(err error) {
+	what := c.line
+	text := err.Error()
+	switch {
+	case strings.Contains(text, `"$JS.ACK`): // what is not acknowledged comes again
+		return
+	case strings.Contains(text, "for Subscription") && muxed.MatchString(text):
+		select { // it stays refused as long as the connection
+		case c.renew <- struct{}{}:
+		default:
+		}
+		return
+	case strings.Contains(text, "for Subscription"), strings.Contains(text, wire.InboxPrefix):
+		what = c.pulls
+	}
+	what.refused(time.Now())
+}
+
+// muxed are the subscriptions that are made once: for answers, receipts and the feed.
+var muxed = regexp.MustCompile(`"(_INBOX\.[^."]+\.\*|handoff\.[^"]+)"`)
 
 // svid tells one SVID from the next, and says when to look again.
 func (c *Client) svid() (raw string, next time.Duration) {
@@ -339,7 +395,7 @@ func (c *Client) read() {
 
 // readSome makes one request for messages, which ends by itself or with its connection.
 func (c *Client) readSome() error {
-	life, err := c.line.wait(c.ctx)
+	life, err := c.pulls.wait(c.ctx)
 	if err != nil {
 		return err
 	}
@@ -348,12 +404,14 @@ func (c *Client) readSome() error {
 	ctx, cancel := during(c.ctx, life)
 	defer cancel()
 	_, soon := c.svid()
-	ctx, done := context.WithTimeout(ctx, min(readFor, soon))
-	defer done()
 	if ctx.Err() != nil { // lost while another request was under way
 		return nil
 	}
-	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ctx))
+	if !c.nc.IsConnected() { // lost, and the callback is on its way: the request would be sent on the next connection, unheard
+		pause(ctx, firstRetry)
+		return nil
+	}
+	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ending{ctx, time.Now().Add(min(readFor, soon))}))
 	if err != nil {
 		return err
 	}
@@ -365,6 +423,16 @@ func (c *Client) readSome() error {
 	}
 	return nil
 }
+
+// ending is a context that has the deadline at, and yet does not end by itself: the server's answer is waited for that the
+// request has ended. What comes later than the client listens comes again only when AckWait is over. The jetstream package
+// gives up a second after the deadline that it tells the server, if nothing comes.
+type ending struct {
+	context.Context
+	at time.Time
+}
+
+func (e ending) Deadline() (time.Time, bool) { return e.at, true }
 
 // maxRead is how many messages, of up to 2 MiB each, one request brings.
 const maxRead = 64

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 )
 
 // errLost is why something ended that was asked on a connection.
@@ -16,6 +17,9 @@ type line struct {
 	up   chan struct{} // closed while there is a connection
 	life context.Context
 	cut  context.CancelCauseFunc
+
+	refusedAt time.Time     // when the server refused something
+	moment    time.Duration // until it is asked again
 }
 
 func newLine() *line {
@@ -41,6 +45,38 @@ func (l *line) lost() {
 	if l.life.Err() == nil {
 		l.cut(errLost)
 		l.up = make(chan struct{})
+	}
+}
+
+// refused has everything asked again in a moment, on the connection that there is. Where that is refused, too, the next
+// moment is twice as long.
+func (l *line) refused(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since := now.Sub(l.refusedAt)
+	switch {
+	case since < l.moment: // it will be
+		return
+	case since > 2*l.moment+time.Second/4:
+		l.moment = firstMoment
+	default:
+		l.moment = min(2*l.moment, lastMoment)
+	}
+	l.refusedAt = now
+	time.AfterFunc(l.moment, l.again)
+}
+
+const (
+	firstMoment = 25 * time.Millisecond
+	lastMoment  = 5 * time.Second
+)
+
+func (l *line) again() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.life.Err() == nil {
+		l.cut(errLost)
+		l.life, l.cut = context.WithCancelCause(context.Background())
 	}
 }
 
