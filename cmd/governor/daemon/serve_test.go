@@ -118,7 +118,7 @@ func TestWorkloadAPIRefuses(t *testing.T) {
 func TestRotation(t *testing.T) {
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
 		const ttl, lives = 3 * time.Second, 4
-		w := daemontest.Start(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
+		w := daemontest.New(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var helper sync.WaitGroup
@@ -138,6 +138,7 @@ func TestRotation(t *testing.T) {
 				}
 			})
 		}
+		w.Start()
 		planner, writer := connect(t, w, "planner"), connect(t, w, "writer")
 		session, err := planner.OpenSession(ctx, handoff.SessionRequest{
 			Objective: "test", Tools: aat.Tools{"search": {}}, MaxHops: 4, TTL: time.Hour,
@@ -155,7 +156,7 @@ func TestRotation(t *testing.T) {
 			slowest = max(slowest, time.Since(begun))
 		}
 		t.Logf("%d handoffs in %d lives of an SVID; the slowest took %s", passed, lives, slowest)
-		if slowest > time.Second {
+		if slowest > 3*time.Second { // what is lost takes at least five
 			t.Errorf("a handoff took %s: it waited for a connection", slowest)
 		}
 	})
