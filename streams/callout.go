@@ -117,7 +117,7 @@ func (c *Cluster) admit(ctx context.Context, req *jwt.AuthorizationRequestClaims
 		if err != nil {
 			return id, "", err
 		}
-		user, again, err := c.user(ctx, req, id, acc, admission{certs, token, id.Expires}, cuts)
+		user, again, err := c.user(ctx, req, id, acc, admission{certs: certs, token: token, expires: id.Expires}, cuts)
 		if !again {
 			return id, user, err
 		}
@@ -131,7 +131,7 @@ func (c *Cluster) user(ctx context.Context, req *jwt.AuthorizationRequestClaims,
 	if c.cuts.Load() != cuts {
 		return "", true, nil
 	}
-	if err := acc.admit(c.now(), a); err != nil {
+	if err := acc.admit(c.now(), req.Server.ID, a); err != nil {
 		return "", false, err
 	}
 	if err := c.make(ctx, acc, req.Server.ID); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"strings"
 	"sync"
@@ -69,6 +70,9 @@ const (
 	subjectClaims = "$SYS.REQ.CLAIMS.UPDATE"
 	subjectStatz  = "$SYS.REQ.ACCOUNT.PING.STATZ"
 	subjectLookup = "$SYS.REQ.ACCOUNT.%s.CLAIMS.LOOKUP"
+	subjectConnz  = "$SYS.REQ.ACCOUNT.%s.CONNZ"
+
+	maxListed = 4096 // connections of one identity, far above any limit of them
 
 	// Each server of a cluster answers. Nothing says how many there are.
 	gatherFor   = 2 * time.Second
@@ -227,7 +231,37 @@ func (c *Cluster) Disconnect(ctx context.Context, name string) error {
 // is to be called when a trust bundle has changed. Connections that an earlier process admitted it knows by name only: they
 // end with their SVIDs.
 func (c *Cluster) Recheck(ctx context.Context) error {
-	return c.recheck(ctx, c.log, c.cut)
+	return c.recheck(ctx, c.log, c.holding, c.cut)
+}
+
+// holding says what the connections of an account are made with, on all servers that answer.
+func (c *Cluster) holding(ctx context.Context, acc *account) (holders, error) {
+	h := holders{leaves: map[string]bool{}, servers: map[string]bool{}}
+	body, err := json.Marshal(map[string]any{"auth": true, "limit": maxListed})
+	if err != nil {
+		return h, err
+	}
+	err = c.gather(ctx, fmt.Sprintf(subjectConnz, acc.key), body, func(body []byte) (bool, error) {
+		var answer struct {
+			Server struct {
+				ID string `json:"id"`
+			} `json:"server"`
+			Data server.Connz `json:"data"`
+		}
+		if err := json.Unmarshal(body, &answer); err != nil {
+			return false, err
+		}
+		if answer.Data.Total > len(answer.Data.Conns) {
+			return false, nil // not all of it: as if it had not answered
+		}
+		h.servers[answer.Server.ID] = true
+		maps.Copy(h.leaves, leavesOf(answer.Data.Conns))
+		return false, nil
+	})
+	if err != nil {
+		return h, fmt.Errorf("streams: listing connections of %s: %w", accountName(acc.role, acc.name), err)
+	}
+	return h, nil
 }
 
 // cut takes all connections from an account. All servers end those that there are, and none takes another, until somebody

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,11 +73,40 @@ type account struct {
 	admitted  map[[sha256.Size]byte]admission
 }
 
-// admission is what a connection was admitted with.
+// admission is what connections were admitted with.
 type admission struct {
 	certs   []*x509.Certificate
 	token   string
 	expires time.Time
+	at      time.Time       // the last of them
+	servers map[string]bool // :: ID of the server → true, where there are several
+}
+
+// leaf is what servers call a connection's certificate: SHA-256 in hexadecimal.
+func (a admission) leaf() string {
+	if len(a.certs) == 0 {
+		return ""
+	}
+	hash := sha256.Sum256(a.certs[0].Raw)
+	return hex.EncodeToString(hash[:])
+}
+
+// holders says which certificates the connections of an identity have shown, by [admission.leaf], and which servers have
+// said so.
+type holders struct {
+	leaves  map[string]bool
+	servers map[string]bool
+}
+
+// used tells whether there may be a connection that was admitted so. One that was just admitted may not be among those that
+// the servers know of yet, nor one that they are asking about again.
+func (a admission) used(now time.Time, h holders) bool {
+	for id := range a.servers {
+		if !h.servers[id] {
+			return true
+		}
+	}
+	return len(a.certs) == 0 || now.Sub(a.at) < authTimeout || h.leaves[a.leaf()]
 }
 
 // maxAdmissions bounds what is kept of one identity: processes of one agent share an SVID or have one each, and each is
@@ -145,37 +175,53 @@ func (r *identities) all() []*account {
 	return slices.DeleteFunc(all, func(acc *account) bool { return !acc.made.Load() })
 }
 
-// doubtful are the accounts with a connection that would not be admitted any more.
-func (r *identities) doubtful(ctx context.Context) []*account {
-	var found []*account
-	for _, acc := range r.all() {
-		for key, a := range acc.admissions() {
-			if !a.expires.After(r.now()) { // the server has ended it
-				acc.forget(key)
-				continue
-			}
-			if id, err := r.authenticate(ctx, a.certs, a.token); err != nil || id.Name != acc.name || id.Role != acc.role {
-				acc.forget(key)
-				found = append(found, acc)
-			}
-		}
-	}
-	return slices.Compact(found)
-}
-
-// recheck authenticates all connections again, and has cut end those of the identities of which one is not admitted any more.
-func (r *identities) recheck(ctx context.Context, log *slog.Logger, cut func(context.Context, *account) error) error {
+// recheck authenticates everybody again, and has cut end the connections of the identities of which one is not admitted any
+// more. What nobody holds a connection with any more, as after a rotation, is no reason to.
+func (r *identities) recheck(ctx context.Context, log *slog.Logger, holding func(context.Context, *account) (holders, error), cut func(context.Context, *account) error) error {
 	r.cuts.Add(1)
 	var errs []error
-	for _, acc := range r.doubtful(ctx) {
-		log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
-		errs = append(errs, cut(ctx, acc))
+	for _, acc := range r.all() {
+		doubtful := r.doubtful(ctx, acc)
+		if len(doubtful) == 0 {
+			continue
+		}
+		h, err := holding(ctx, acc)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, a := range doubtful {
+			if !a.used(r.now(), h) {
+				continue
+			}
+			log.WarnContext(ctx, "identity cut off: its SVID is not valid any more", "name", acc.name, "role", acc.role)
+			err = cut(ctx, acc)
+			break
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		acc.forget(doubtful)
 	}
 	return errors.Join(errs...)
 }
 
-// admit notes what a connection was admitted with.
-func (acc *account) admit(now time.Time, a admission) error {
+// doubtful are the admissions of an account that would not be given any more.
+func (r *identities) doubtful(ctx context.Context, acc *account) map[[sha256.Size]byte]admission {
+	found := acc.admissions()
+	maps.DeleteFunc(found, func(_ [sha256.Size]byte, a admission) bool {
+		if !a.expires.After(r.now()) { // the server has ended it
+			return true
+		}
+		id, err := r.authenticate(ctx, a.certs, a.token)
+		return err == nil && id.Name == acc.name && id.Role == acc.role
+	})
+	return found
+}
+
+// admit notes what a connection was admitted with, and to which server, "" for the only one.
+func (acc *account) admit(now time.Time, server string, a admission) error {
 	hash := sha256.New()
 	for _, cert := range a.certs {
 		hash.Write(cert.Raw)
@@ -193,6 +239,12 @@ func (acc *account) admit(now time.Time, a admission) error {
 			return fmt.Errorf("already %d SVIDs of this identity are in use: share them between its processes", maxAdmissions)
 		}
 	}
+	a.at = now
+	a.servers = map[string]bool{}
+	maps.Copy(a.servers, acc.admitted[key].servers)
+	if server != "" {
+		a.servers[server] = true
+	}
 	acc.admitted[key] = a
 	return nil
 }
@@ -203,10 +255,15 @@ func (acc *account) admissions() map[[sha256.Size]byte]admission {
 	return maps.Clone(acc.admitted)
 }
 
-func (acc *account) forget(key [sha256.Size]byte) {
+// forget drops admissions, unless there is a newer connection of the same.
+func (acc *account) forget(known map[[sha256.Size]byte]admission) {
 	acc.mu.Lock()
 	defer acc.mu.Unlock()
-	delete(acc.admitted, key)
+	for key, a := range known {
+		if acc.admitted[key].at.Equal(a.at) {
+			delete(acc.admitted, key)
+		}
+	}
 }
 
 func (acc *account) barredUntil() time.Time {

@@ -207,7 +207,27 @@ func (s *Server) Disconnect(_ context.Context, name string) error {
 // Recheck authenticates all connections again, and cuts those of the identities of which one is not admitted any more. It
 // is to be called when a trust bundle has changed.
 func (s *Server) Recheck(ctx context.Context) error {
-	return s.recheck(ctx, s.log, func(_ context.Context, acc *account) error { return s.cut(acc.key) })
+	return s.recheck(ctx, s.log, s.holding, func(_ context.Context, acc *account) error { return s.cut(acc.key) })
+}
+
+// holding says what the connections of an account are made with.
+func (s *Server) holding(_ context.Context, acc *account) (holders, error) {
+	conns, err := s.nats.Connz(&server.ConnzOptions{Account: acc.key, Username: true, Limit: 1 << 20})
+	if err != nil {
+		return holders{}, fmt.Errorf("streams: listing connections of %s: %w", acc.key, err)
+	}
+	return holders{leaves: leavesOf(conns.Conns)}, nil
+}
+
+// leavesOf are the certificates of connections, as admission.leaf has them.
+func leavesOf(conns []*server.ConnInfo) map[string]bool {
+	leaves := map[string]bool{}
+	for _, c := range conns {
+		if len(c.TLSPeerCerts) > 0 {
+			leaves[c.TLSPeerCerts[0].CertSha256] = true
+		}
+	}
+	return leaves
 }
 
 func (s *Server) cut(account string) error {
@@ -277,7 +297,7 @@ func (s authenticator) admit(c server.ClientAuthentication, conn tls.ConnectionS
 		return id, fmt.Errorf("already %d connections: close one", s.limits.Connections)
 	}
 	now := s.now()
-	if err := acc.admit(now, admission{conn.PeerCertificates, token, id.Expires}); err != nil {
+	if err := acc.admit(now, "", admission{certs: conn.PeerCertificates, token: token, expires: id.Expires}); err != nil {
 		return id, err
 	}
 	user := &server.User{Username: id.Name, Account: acc.nats, ConnectionDeadline: time.Now().Add(id.Expires.Sub(now))}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -501,6 +502,58 @@ func TestRecheck(t *testing.T) {
 			t.Error("came back")
 		}
 		other.offer("s", "b", "undisturbed")
+	})
+}
+
+// An SVID that nobody vouches for any more is no reason to cut off an identity that has replaced it. Its connections that have
+// not are.
+func TestRecheckSparesWhoHasRotated(t *testing.T) {
+	t.Parallel()
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		var later atomic.Int64
+		var banned sync.Map // :: certificate → true
+		w := start(func(c *streams.Config) {
+			c.Limits.Connections = 2
+			c.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+			judge := c.Authenticate
+			c.Authenticate = func(ctx context.Context, certs []*x509.Certificate, token string) (streams.Identity, error) {
+				if _, no := banned.Load(string(certs[0].Raw)); no {
+					return streams.Identity{}, errors.New("not vouched for")
+				}
+				return judge(ctx, certs, token)
+			}
+		})
+		before, after := w.issue("agent/a", time.Hour), w.issue("agent/a", time.Hour)
+		first, err := w.dialWith(before, nats.NoReconnect())
+		check(t, err)
+		closed := make(chan struct{})
+		second, err := w.dialWith(after, nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+		check(t, err)
+		first.Close()
+		for end := time.Now().Add(10 * time.Second); ; { // until its place is free
+			third, err := w.dialWith(after)
+			if err == nil {
+				defer third.Close()
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+		later.Store(int64(10 * time.Second)) // who has just connected may not be listed yet
+		banned.Store(string(before.Certificate[0]), true)
+		check(t, w.Recheck(t.Context()))
+		check(t, second.FlushTimeout(5*time.Second))
+		if strings.Contains(w.log.String(), "cut off") {
+			t.Error("cut off for what it does not use any more")
+		}
+		banned.Store(string(after.Certificate[0]), true)
+		check(t, w.Recheck(t.Context()))
+		select {
+		case <-closed:
+		case <-time.After(5 * time.Second):
+			t.Error("still connected")
+		}
 	})
 }
 
