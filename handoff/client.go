@@ -411,7 +411,11 @@ func (c *Client) readSome() error {
 		pause(ctx, firstRetry)
 		return nil
 	}
-	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ending{ctx, time.Now().Add(min(readFor, soon))}))
+	wait := min(readFor, soon)
+	at := time.Now().Add(wait)
+	ctx, done := context.WithDeadline(ctx, at.Add(min(wait, time.Second)))
+	defer done()
+	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ending{ctx, at}))
 	if err != nil {
 		return err
 	}
@@ -424,9 +428,8 @@ func (c *Client) readSome() error {
 	return nil
 }
 
-// ending is a context that has the deadline at, and yet does not end by itself: the server's answer is waited for that the
-// request has ended. What comes later than the client listens comes again only when AckWait is over. The jetstream package
-// gives up a second after the deadline that it tells the server, if nothing comes.
+// ending is a context that says it ends at, and ends later: the server's answer is waited for that the request has ended. What
+// comes later than the client listens comes again only when AckWait is over.
 type ending struct {
 	context.Context
 	at time.Time
