@@ -453,7 +453,7 @@ func TestRotation(t *testing.T) {
 	w := newWorld(t, func(c *daemon.Config) { c.SVIDTTL = 4 * time.Second })
 	rotating := must(workloadapi.NewX509Source(w.ctx(), workloadapi.WithClientOptions(
 		workloadapi.WithAddr(must(w.d.Socket("/agent/a"))(t)))))(t)
-	t.Cleanup(func() { rotating.Close() }) // after the client: it may be connecting anew just then
+	t.Cleanup(func() { rotating.Close() })                             // after the client: it may be connecting anew just then
 	a := w.agent("a", func(c *handoff.Config) { c.Source = rotating }) // tells of each new SVID
 	b := w.agent("b")                                                  // has to be asked
 	session := w.session(a)
