@@ -73,6 +73,13 @@ func TestAttack(t *testing.T) {
 	}
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
 		w := newWorldIn(t, in, arenaLimits)
+		paths := []string{"/guard/tools", "/guard/mallory", "/service/billing", "/agent/mallory", "/agent/mallory-comes", "/agent/mallory-many"}
+		for n := range all {
+			for _, who := range []string{"mallory", "bob", "employer", "latecomer"} {
+				paths = append(paths, fmt.Sprintf("/agent/%s-%d", who, n))
+			}
+		}
+		w.place.Register(paths...)
 		base := &arena{world: w, in: in, planner: w.agent("planner"), writer: w.agent("writer"), operator: w.operator(), guard: guarded(t, w)}
 		base.root = base.planner.session(readFiles())
 		var table strings.Builder

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -117,27 +116,14 @@ func TestWorkloadAPIRefuses(t *testing.T) {
 // none waits for a connection to come back.
 func TestRotation(t *testing.T) {
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
-		const ttl, lives = 3 * time.Second, 4
+		ttl, lives := 3*time.Second, time.Duration(4)
+		if in != daemontest.Embedded && in != daemontest.Cluster { // SPIRE's agent looks for new SVIDs once in some seconds
+			ttl, lives = 20*time.Second, 2
+		}
 		w := daemontest.New(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		var helper sync.WaitGroup
-		defer helper.Wait()
-		ctx, stop := context.WithCancel(ctx)
-		defer stop()
-		if w.NATS != nil { // as spiffe-helper does, at about half of their life
-			helper.Go(func() {
-				for tick := time.NewTicker(ttl / 3); ; {
-					select {
-					case <-tick.C:
-						w.Renew()
-					case <-ctx.Done():
-						tick.Stop()
-						return
-					}
-				}
-			})
-		}
+		w.RenewEvery(ttl / 3)
 		w.Start()
 		planner, writer := connect(t, w, "planner"), connect(t, w, "writer")
 		session, err := planner.OpenSession(ctx, handoff.SessionRequest{

@@ -31,8 +31,20 @@ const (
 	Cluster Deployment = "cluster"
 )
 
-// Deployments are all of them.
+// Deployments are all of them. With the build tag spire there is one more: a cluster with identities from SPIRE.
 var Deployments = []Deployment{Embedded, Cluster}
+
+// authorities give identities, by the deployments that need them from elsewhere.
+var authorities = map[Deployment]func(*World) authority{Cluster: development}
+
+// authority is a Workload API with which everybody can be registered.
+type authority interface {
+	// Socket is the address of the Workload API for an identity, and Source the identity itself.
+	Socket(spiffeid.ID) (address string, err error)
+	Source(spiffeid.ID) (Source, error)
+	// TrustDomains are those whose bundles it gives out.
+	TrustDomains() []spiffeid.TrustDomain
+}
 
 // InEach runs a test in every deployment.
 func InEach(t *testing.T, test func(t *testing.T, in Deployment)) {
@@ -47,7 +59,7 @@ type World struct {
 	Config         daemon.Config
 	// NATS are the servers, where they are not embedded. Identities give everybody theirs, where the governor does not.
 	NATS       *clustertest.Cluster
-	Identities *devspiffe.Authority
+	Identities authority
 
 	t    testing.TB
 	keys *streams.ClusterKeys
@@ -72,7 +84,8 @@ func New(t testing.TB, in Deployment, change ...func(*daemon.Config)) *World {
 	for _, f := range change {
 		f(&w.Config)
 	}
-	if in == Cluster {
+	if start := authorities[in]; start != nil {
+		w.Identities = start(w)
 		w.surround()
 	}
 	t.Cleanup(w.Stop)
@@ -87,22 +100,40 @@ func Start(t testing.TB, in Deployment, change ...func(*daemon.Config)) *World {
 	return w
 }
 
-// surround starts identities and NATS servers.
-func (w *World) surround() {
+// development gives identities from a development Workload API.
+func development(w *World) authority {
 	w.t.Helper()
-	dir, err := os.MkdirTemp("", "hg") // not the test's: the path of a socket must be short
-	check(w.t, err)
-	w.t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	config := devspiffe.Config{
-		Dir: filepath.Join(dir, "ca"), TrustDomain: TrustDomain, TTL: w.Config.SVIDTTL, Logger: w.Config.Logger,
+		Dir: filepath.Join(w.shortDir(), "ca"), TrustDomain: TrustDomain, TTL: w.Config.SVIDTTL, Logger: w.Config.Logger,
 		DNSNames: map[spiffeid.ID][]string{},
 	}
 	for i := range servers {
 		config.DNSNames[serverID(i)] = []string{"localhost"}
 	}
-	w.Identities, err = devspiffe.New(config)
+	a, err := devspiffe.New(config)
 	check(w.t, err)
-	w.t.Cleanup(func() { w.Identities.Close() })
+	w.t.Cleanup(func() { a.Close() })
+	return developed{a}
+}
+
+type developed struct{ *devspiffe.Authority }
+
+func (d developed) Source(id spiffeid.ID) (Source, error) { return d.Authority.Source(id) }
+func (d developed) TrustDomains() []spiffeid.TrustDomain  { return []spiffeid.TrustDomain{TrustDomain} }
+
+// shortDir is a directory whose path is short, as those of sockets must be.
+func (w *World) shortDir() string {
+	w.t.Helper()
+	dir, err := os.MkdirTemp("", "hg")
+	check(w.t, err)
+	w.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// surround starts NATS servers.
+func (w *World) surround() {
+	w.t.Helper()
+	var err error
 	w.keys, _, err = streams.NewClusterKeys()
 	check(w.t, err)
 	w.NATS = clustertest.Start(w.t, servers, w.keys, func(node string) clustertest.Files {
@@ -128,10 +159,13 @@ func (w *World) files(id spiffeid.ID) (f clustertest.Files) {
 	check(w.t, err)
 	f.Cert, f.Key, err = svid.Marshal()
 	check(w.t, err)
-	bundle, err := source.GetX509BundleForTrustDomain(TrustDomain)
-	check(w.t, err)
-	f.Bundle, err = bundle.Marshal()
-	check(w.t, err)
+	for _, td := range w.Identities.TrustDomains() {
+		bundle, err := source.GetX509BundleForTrustDomain(td)
+		check(w.t, err)
+		text, err := bundle.Marshal()
+		check(w.t, err)
+		f.Bundle = append(f.Bundle, text...)
+	}
 	return f
 }
 
@@ -142,6 +176,28 @@ func (w *World) Renew() {
 		w.NATS.Write(i, w.files(serverID(i)))
 		w.NATS.Reload(i)
 	}
+}
+
+// RenewEvery does so over and over until the test ends. Embedded servers have nothing to renew.
+func (w *World) RenewEvery(pause time.Duration) {
+	if w.NATS == nil {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(pause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				w.Renew()
+			case <-w.t.Context().Done():
+				return
+			}
+		}
+	}()
+	w.t.Cleanup(func() { <-done })
 }
 
 // Start starts the governor.
@@ -188,6 +244,22 @@ func (w *World) Source(path string) Source {
 	source, err := w.Identities.Source(id)
 	check(w.t, err)
 	return source
+}
+
+// Register prepares the identities with these paths, where that takes a while for each. The others are made when first asked for.
+func (w *World) Register(paths ...string) {
+	w.t.Helper()
+	r, ok := w.Identities.(interface{ Register(...spiffeid.ID) })
+	if !ok {
+		return
+	}
+	ids := make([]spiffeid.ID, len(paths))
+	for i, path := range paths {
+		var err error
+		ids[i], err = spiffeid.FromPath(TrustDomain, path)
+		check(w.t, err)
+	}
+	r.Register(ids...)
 }
 
 // Name is the agent name of the identity with a path.
