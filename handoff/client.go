@@ -93,9 +93,10 @@ type Client struct {
 	mu   sync.Mutex
 	keys *keys
 
-	reading  sync.Mutex // held to start reading
-	consumer jetstream.Consumer
-	asking   sync.Mutex // held while a request for messages is under way
+	reading sync.Mutex // held to start reading
+	inbox   bool       // somebody needs it, and it is read
+	reader  sync.WaitGroup
+	asking  sync.Mutex // held while a request for messages is under way
 
 	presented atomic.Value  // string: the SVID that the connection was made with
 	renew     chan struct{} // has an item when the connection is to be made anew
@@ -334,6 +335,9 @@ func (c *Client) JWK() aat.JWK { return c.jwk }
 // waits for every goroutine of the client. Closing twice is no error.
 func (c *Client) Close() error {
 	c.stop(ErrClosed)
+	c.reading.Lock() // nobody begins to read any more
+	c.reader.Wait()  // else what is given back would come here again
+	c.reading.Unlock()
 	var errs []error
 	if c.tasks != nil {
 		c.tasks.close()
@@ -358,90 +362,8 @@ func (c *Client) until(ctx context.Context) (context.Context, context.CancelFunc
 	return during(ctx, c.ctx)
 }
 
-// startInbox begins to read the agent's inbox, once. Guards and operators have none, so it waits until it is needed.
-func (c *Client) startInbox(ctx context.Context) error {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.ctx.Err() != nil {
-		return ErrClosed
-	}
-	if c.consumer != nil {
-		return nil
-	}
-	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
-		try, cancel := context.WithTimeout(ctx, tryTimeout)
-		consumer, err := c.js.Consumer(try, wire.InboxStream, wire.InboxConsumer)
-		cancel()
-		if err == nil {
-			c.consumer = consumer
-			c.work.Go(c.read)
-			return nil
-		}
-		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrNoResponders) || !pause(ctx, wait) {
-			return fmt.Errorf("handoff: the agent's inbox cannot be reached: %w", err)
-		}
-	}
-}
-
-// read reads the inbox until the client is closed.
-func (c *Client) read() {
-	for c.ctx.Err() == nil {
-		if err := c.readSome(); err != nil && c.ctx.Err() == nil {
-			c.log.DebugContext(c.ctx, "reading the inbox", "error", err)
-			pause(c.ctx, firstRetry)
-		}
-	}
-}
-
-// readSome makes one request for messages, which ends by itself or with its connection.
-func (c *Client) readSome() error {
-	life, err := c.pulls.wait(c.ctx)
-	if err != nil {
-		return err
-	}
-	c.asking.Lock()
-	defer c.asking.Unlock()
-	ctx, cancel := during(c.ctx, life)
-	defer cancel()
-	_, soon := c.svid()
-	if ctx.Err() != nil { // lost while another request was under way
-		return nil
-	}
-	if !c.nc.IsConnected() { // lost, and the callback is on its way: the request would be sent on the next connection, unheard
-		pause(ctx, firstRetry)
-		return nil
-	}
-	wait := min(readFor, soon)
-	at := time.Now().Add(wait)
-	ctx, done := context.WithDeadline(ctx, at.Add(min(wait, time.Second)))
-	defer done()
-	batch, err := c.consumer.Fetch(maxRead, jetstream.FetchContext(ending{ctx, at}))
-	if err != nil {
-		return err
-	}
-	for msg := range batch.Messages() {
-		c.dispatch(msg)
-	}
-	if err := batch.Error(); err != nil && ctx.Err() == nil {
-		return err
-	}
-	return nil
-}
-
-// ending is a context that says it ends at, and ends later: the server's answer is waited for that the request has ended. What
-// comes later than the client listens comes again only when AckWait is over.
-type ending struct {
-	context.Context
-	at time.Time
-}
-
-func (e ending) Deadline() (time.Time, bool) { return e.at, true }
-
-// maxRead is how many messages, of up to 2 MiB each, one request brings.
-const maxRead = 64
-
 // dispatch hands an inbox message to whoever waits for it.
-func (c *Client) dispatch(msg jetstream.Msg) {
+func (c *Client) dispatch(msg delivery) {
 	in, err := parseInbox(msg)
 	if err != nil { // the governor alone writes here
 		c.log.ErrorContext(c.ctx, "an inbox message cannot be read and is dropped", "error", err)

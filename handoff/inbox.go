@@ -91,7 +91,7 @@ func (t *tasks) notice(in *inboxMessage) {
 		return
 	}
 	if t.closed || !t.open || len(t.backlog) >= maxBacklog {
-		c.settle(in.NakWithDelay(backoff(in.Msg)))
+		c.settle(in.NakWithDelay(backoff(in)))
 		return
 	}
 	t.backlog = append(t.backlog, in)
@@ -215,7 +215,7 @@ func (t *tasks) passOver(ctx context.Context, in *inboxMessage, a wire.Claimed) 
 		c.settle(in.Ack())
 	default:
 		c.log.WarnContext(ctx, "a task cannot be claimed now", "id", in.id, "session", in.session, "code", code, "reason", a.Error.Message)
-		c.settle(in.NakWithDelay(backoff(in.Msg)))
+		c.settle(in.NakWithDelay(backoff(in)))
 	}
 }
 

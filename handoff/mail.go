@@ -13,14 +13,13 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 // inboxMessage is a message from the governor.
 type inboxMessage struct {
-	jetstream.Msg
+	delivery
 	id, kind, from, session, contentType, status, trace string
 
 	about   string // what it answers: the handoff, or the result that a verdict names
@@ -28,10 +27,10 @@ type inboxMessage struct {
 	verdict *wire.Verdict // of kind verdict
 }
 
-func parseInbox(msg jetstream.Msg) (*inboxMessage, error) {
+func parseInbox(msg delivery) (*inboxMessage, error) {
 	h := msg.Headers()
 	in := &inboxMessage{
-		Msg: msg, id: h.Get(wire.HeaderID), kind: h.Get(wire.HeaderKind), from: h.Get(wire.HeaderFrom),
+		delivery: msg, id: h.Get(wire.HeaderID), kind: h.Get(wire.HeaderKind), from: h.Get(wire.HeaderFrom),
 		session: h.Get(wire.HeaderSession), contentType: h.Get(wire.HeaderContentType), status: h.Get(wire.HeaderStatus),
 		trace: h.Get(wire.HeaderTraceparent),
 	}
@@ -149,7 +148,7 @@ func (m *mail) open(e *exchange) (done func()) {
 			e.take(in)
 			m.drop(el)
 			m.taken.add(in.key())
-			in.Ack() // lost, it comes again and is known
+			_ = in.Ack() // lost, it comes again and is known
 		}
 	}
 	return func() {
@@ -203,7 +202,7 @@ func (m *mail) deliver(in *inboxMessage, now time.Time) (ack bool, delay time.Du
 	case m.made.has(in.about):
 		return m.hold(in)
 	}
-	return false, backoff(in.Msg)
+	return false, backoff(in)
 }
 
 // hold keeps the newest message of a kind for a handoff, within limits.
@@ -234,7 +233,7 @@ func (m *mail) close() {
 	defer m.mu.Unlock()
 	m.closed = true
 	for el := m.order.Front(); el != nil; el = m.order.Front() {
-		el.Value.(*inboxMessage).Nak()
+		_ = el.Value.(*inboxMessage).Nak() // lost, it comes again later
 		m.drop(el)
 	}
 }
@@ -242,7 +241,7 @@ func (m *mail) close() {
 func (in *inboxMessage) key() string { return in.about + in.kind + strconv.FormatUint(in.entry, 10) }
 
 // backoff grows with each delivery, and is never quite the same for two processes.
-func backoff(msg jetstream.Msg) time.Duration {
+func backoff(msg delivery) time.Duration {
 	n := uint64(1)
 	if meta, err := msg.Metadata(); err == nil {
 		n = meta.NumDelivered

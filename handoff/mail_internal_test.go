@@ -37,7 +37,7 @@ func resultAt(t *testing.T, id, entry, b string) *inboxMessage {
 	return inboxOf(t, wire.KindResult, id, entry, b)
 }
 
-func (in *inboxMessage) settled() string { return in.Msg.(*message).settled }
+func (in *inboxMessage) settled() string { return in.delivery.(*message).settled }
 
 func known(e *exchange) (v *wire.Verdict, r *Result) {
 	e.look(func() { v, r = e.verdict, e.result })

@@ -116,14 +116,14 @@ func TestWorkloadAPIRefuses(t *testing.T) {
 // none waits for a connection to come back.
 func TestRotation(t *testing.T) {
 	daemontest.InEach(t, func(t *testing.T, in daemontest.Deployment) {
-		ttl, lives := 3*time.Second, time.Duration(4)
+		ttl, lives := 6*time.Second, time.Duration(2)
 		if in != daemontest.Embedded && in != daemontest.Cluster { // SPIRE's agent looks for new SVIDs once in some seconds
 			ttl, lives = 20*time.Second, 2
 		}
 		w := daemontest.New(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		w.RenewEvery(ttl / 3)
+		w.RenewEvery(ttl / 6)
 		w.Start()
 		planner, writer := connect(t, w, "planner"), connect(t, w, "writer")
 		session, err := planner.OpenSession(ctx, handoff.SessionRequest{
