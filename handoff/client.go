@@ -213,6 +213,7 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		return cert, err
 	}
 	c.line, c.pulls = newLine(), newLine()
+	reconnects := uint64(0) // of which NATS has told; its callbacks come one by one, and late
 	c.nc, err = nats.Connect(c.cfg.URL,
 		nats.Name(string(c.name)),
 		nats.Secure(config),
@@ -234,7 +235,10 @@ func (c *Client) connect(ctx context.Context) (err error) {
 			c.line.lost()
 			c.pulls.lost()
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) {
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			if reconnects++; nc.Stats().Reconnects != reconnects {
+				return // that connection is gone already, and the next one is told of in a moment
+			}
 			c.log.InfoContext(c.ctx, "reconnected to the governor")
 			c.line.begin()
 			c.pulls.begin()
@@ -255,6 +259,7 @@ func (c *Client) connect(ctx context.Context) (err error) {
 func (c *Client) rotate(updated <-chan struct{}) {
 	_, next := c.svid()
 	var renewed time.Time
+	var last string // that it reconnected with
 	for {
 		timer := time.NewTimer(next) // a source that tells of no updates is asked
 		renew := false
@@ -270,9 +275,10 @@ func (c *Client) rotate(updated <-chan struct{}) {
 		}
 		timer.Stop()
 		var now string
-		if now, next = c.svid(); (now == "" || now == c.presented.Load()) && !renew {
+		if now, next = c.svid(); (now == "" || now == last || now == c.presented.Load()) && !renew {
 			continue
 		}
+		last = now
 		c.asking.Lock()
 		c.line.lost()
 		c.pulls.lost()
