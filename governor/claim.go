@@ -317,7 +317,7 @@ func (c *claim) mint(b *batch, h *handoff) error {
 	}, offer.Holder())
 	var link *profile.Link
 	if err == nil {
-		link, err = c.g.profile.Child(offer, prepared)
+		link, err = c.g.trust().profile.Child(offer, prepared)
 	}
 	if err != nil { // too long a chain, too many labels, no time left: it cannot be granted, now or later
 		reason, _ := childReason(err)

@@ -99,7 +99,7 @@ func (g *Governor) OutUpTo() (uint64, error) {
 
 // DumpReplayed is what a governor that starts now would believe, with the live bucket or from the whole ledger.
 func (g *Governor) DumpReplayed(ctx context.Context, useLive bool) (string, error) {
-	st := newState(g.cfg.Keys, g.verifier, g.profile)
+	st := g.newState()
 	if useLive {
 		if err := g.flushLive(ctx); err != nil {
 			return "", err

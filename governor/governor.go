@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
@@ -33,12 +36,19 @@ type Config struct {
 	LogName string
 	LogKey  string
 
+	// PastIssuerKeys are those that signed roots before: what the ledger has of them is read back.
+	PastIssuerKeys []aat.JWK
+
 	// KnownAgent tells whether a name may be handed to at all. Nil: every valid name.
 	KnownAgent func(name string) bool
 	// Withdrawn is told of every identity that is withdrawn or restored, once that is on record and before it is answered;
 	// and, by [New], of all that are withdrawn. It keeps a withdrawn identity from connecting, and cuts the connections that
 	// it has; where it fails, it is called again with each heartbeat. One call at a time. Nil: nobody needs to know.
 	Withdrawn func(ctx context.Context, name string, withdrawn bool) error
+	// Rotate makes a key of the governor or the issuer, as entry.Rotated.Of says, to take the place of those there are: at once
+	// where stolen, else when everybody who must know it does. It returns what the keys are once commit was called, which is
+	// not before that is on record. Nil: keys are replaced elsewhere.
+	Rotate func(of string, stolen bool) (next keyring.Ring, commit func() error, err error)
 	// MaxWithdrawn is how many identities may be withdrawn at a time. 0: DefaultMaxWithdrawn.
 	MaxWithdrawn int
 	// MaxOpen is how many handoffs may be open for one receiver, half of them from one sender. 0: DefaultMaxOpen.
@@ -66,8 +76,7 @@ type Governor struct {
 	log       *slog.Logger
 	state     *State
 	feed      *feed
-	verifier  *aat.Verifier
-	profile   *profile.Profile
+	trusted   atomic.Pointer[trust]
 	proposals chan []proposal
 	stale     bool          // the sequencer's: its state is not what the ledger says
 	ready     chan struct{} // closed once requests and offers are served
@@ -79,6 +88,7 @@ type Governor struct {
 	}
 	hole       hole
 	identities identities
+	rotating   sync.Mutex
 	quarantine struct {
 		sync.Mutex
 		counts map[quarantineKey]int
@@ -128,10 +138,10 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 		ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	g.quarantine.counts = map[quarantineKey]int{}
-	if err := g.trust(); err != nil {
+	if err := g.retrust(); err != nil {
 		return nil, err
 	}
-	g.state = newState(cfg.Keys, g.verifier, g.profile)
+	g.state = g.newState()
 	feed, err := newFeed(cfg)
 	if err != nil {
 		return nil, err
@@ -145,20 +155,65 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	return g, nil
 }
 
-// trust sets up what links are checked against: the issuer's keys for roots, the governor's own for odd links.
-func (g *Governor) trust() error {
-	g.profile = &profile.Profile{Governors: map[string][]ed25519.PublicKey{}}
-	g.verifier = &aat.Verifier{Now: g.cfg.Now, MaxDepth: 2 * wire.MaxHops}
-	for _, jwk := range g.cfg.Issuer.Keys() {
+// trust is what links are checked against: the issuer's keys for roots, the governor's own for odd links.
+type trust struct {
+	verifier *aat.Verifier
+	profile  *profile.Profile
+	issuers  []aat.JWK
+	own      []aat.JWK
+	past     []aat.Anchor // the issuer's keys, and all that it had: roots that are on record are signed with them
+}
+
+// trust returns what links are checked against now.
+func (g *Governor) trust() *trust { return g.trusted.Load() }
+
+// retrust finds out what links are checked against, where keys have been replaced since.
+func (g *Governor) retrust() error {
+	t := &trust{
+		verifier: &aat.Verifier{Now: g.cfg.Now, MaxDepth: 2 * wire.MaxHops},
+		profile:  &profile.Profile{Governors: map[string][]ed25519.PublicKey{}},
+		issuers:  g.cfg.Issuer.Keys(),
+		own:      g.cfg.Keys.Public(),
+	}
+	if old := g.trusted.Load(); old != nil && slices.Equal(old.issuers, t.issuers) && slices.Equal(old.own, t.own) {
+		return nil
+	}
+	for _, jwk := range t.issuers {
 		key, err := jwk.Key()
 		if err != nil {
 			return fmt.Errorf("an issuer key: %w", err)
 		}
-		g.verifier.Anchors = append(g.verifier.Anchors, aat.Anchor{Issuer: g.cfg.Issuer.URI(), Key: key})
-		g.profile.Issuers = append(g.profile.Issuers, key)
+		t.verifier.Anchors = append(t.verifier.Anchors, aat.Anchor{Issuer: g.cfg.Issuer.URI(), Key: key})
+		t.profile.Issuers = append(t.profile.Issuers, key)
 	}
-	g.profile.Governors[g.cfg.Issuer.URI()] = g.cfg.Keys.publicKeys()
+	t.past = slices.Clone(t.verifier.Anchors)
+	for _, jwk := range g.cfg.PastIssuerKeys {
+		key, err := jwk.Key()
+		if err != nil {
+			return fmt.Errorf("an issuer key of before: %w", err)
+		}
+		t.past = append(t.past, aat.Anchor{Issuer: g.cfg.Issuer.URI(), Key: key})
+	}
+	if old := g.trusted.Load(); old != nil {
+		for _, anchor := range old.past {
+			if !slices.ContainsFunc(t.past, func(a aat.Anchor) bool { return a.Key.Equal(anchor.Key) }) {
+				t.past = append(t.past, anchor)
+			}
+		}
+	}
+	for _, jwk := range t.own {
+		key, err := jwk.Key()
+		if err != nil {
+			return fmt.Errorf("a governor key: %w", err)
+		}
+		t.profile.Governors[g.cfg.Issuer.URI()] = append(t.profile.Governors[g.cfg.Issuer.URI()], key)
+	}
+	g.trusted.Store(t)
 	return nil
+}
+
+func (g *Governor) newState() *State {
+	return newState(g.cfg.Keys, g.trust)
 }
 
 // Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
@@ -274,6 +329,9 @@ func (g *Governor) keepTime(ctx context.Context) {
 		}
 		g.payOwed(ctx)
 		g.tellAgain(ctx)
+		if err := g.retrust(); err != nil {
+			g.log.ErrorContext(ctx, "what the issuer has for keys cannot be used; those before are trusted on", "err", err)
+		}
 		if err := g.flushLive(ctx); err != nil && ctx.Err() == nil {
 			g.log.WarnContext(ctx, "the live state could not be stored; the next start will take longer", "err", err)
 		}

@@ -40,12 +40,16 @@ func verifierAt(v *aat.Verifier, at time.Time) *aat.Verifier {
 	return &stopped
 }
 
-// restoreRoot verifies a root again, at the time its entry was written (Unix milliseconds).
+// restoreRoot verifies a root again, at the time its entry was written (Unix milliseconds): under a key that was trusted then.
 func (st *State) restoreRoot(compact string, at int64) (*profile.Link, error) {
-	root, err := verifierAt(st.verifier, time.UnixMilli(at)).Root(compact)
+	t := st.trust()
+	v := *verifierAt(t.verifier, time.UnixMilli(at))
+	v.Anchors = t.past
+	root, err := v.Root(compact)
 	if err != nil {
 		return nil, err
 	}
+	st.profile.Issuers = t.profile.Issuers
 	return st.profile.Root(root)
 }
 

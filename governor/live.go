@@ -109,10 +109,10 @@ func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[st
 
 // rebuild reads the state back from the ledger.
 func (g *Governor) rebuild(ctx context.Context) error {
-	fresh := newState(g.cfg.Keys, g.verifier, g.profile)
+	fresh := g.newState()
 	if err := fresh.restoreLive(ctx, g.cfg.Log); err != nil {
 		g.log.WarnContext(ctx, "the live state cannot be used; reading the whole ledger", "err", err)
-		fresh = newState(g.cfg.Keys, g.verifier, g.profile)
+		fresh = g.newState()
 	}
 	if err := fresh.replay(ctx, g.cfg.Log, g.cfg.Now().Unix()); err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -77,9 +78,13 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	}
 	w.ledger, err = ledger.Open(filepath.Join(dir, "ledger.db"), ledger.Config{LogName: name, Signer: signer})
 	must(err)
-	root, err := issuer.New(issuer.Config{URI: "spiffe://handoff.local/issuer", Key: looseIssuer, Governor: uri})
+	root, err := issuer.New(issuer.Config{URI: "spiffe://handoff.local/issuer", Keys: keyring.Of(looseIssuer), Governor: uri})
 	must(err)
-	own, err := governor.NewKeys(keys...)
+	var ring keyring.Ring
+	for _, key := range keys {
+		ring = append(ring, keyring.Key{Private: key})
+	}
+	own, err := governor.NewKeys(ring, nil)
 	must(err)
 	store, err := policies.NewStore(policyOf(t, allowAll), policies.Config{})
 	must(err)
@@ -88,7 +93,7 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 		LogKey: vkey, Heartbeat: 50 * time.Millisecond, MaxSessions: looseSessions, MaxOpen: looseOpen,
 	})
 	must(err)
-	w.endpoint = daemon.Endpoint{Governor: uri, Issuer: root.URI(), IssuerKey: root.Keys()[0]}
+	w.endpoint = daemon.Endpoint{Governor: uri, Issuer: root.URI(), IssuerKeys: root.Keys()}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.g.Run(ctx) }()

@@ -145,7 +145,7 @@ func (o *offer) verify() {
 	if o.parent, o.refusal = o.g.findParent(o.in.Sender, o.in.Session, p.ParentHash); o.refusal != nil {
 		return
 	}
-	verified, err := verifierAt(o.g.verifier, o.read).Child(o.parent.link.Link, o.token)
+	verified, err := verifierAt(o.g.trust().verifier, o.read).Child(o.parent.link.Link, o.token)
 	if err != nil {
 		reason, signed := childReason(err)
 		if !signed {
@@ -155,13 +155,13 @@ func (o *offer) verify() {
 		o.deny(reason) // the holder did sign this: it is its decision to answer for
 		return
 	}
-	if !o.g.cfg.Keys.holds(verified.Claims.Holder.Thumbprint()) {
+	if !o.g.cfg.Keys.takes(verified.Claims.Holder.Thumbprint()) {
 		_, current := o.g.cfg.Keys.current()
 		o.deny(wire.Reason{Code: wire.CodeGovernorKey, Message: "cnf.jwk must be the governor_jwk of your last answer",
 			Nearest: "cnf.jwk with thumbprint " + current.Thumbprint()})
 		return
 	}
-	if o.link, err = o.g.profile.Child(o.parent.link, verified); err != nil {
+	if o.link, err = o.g.trust().profile.Child(o.parent.link, verified); err != nil {
 		o.deny(profileReason(err))
 		return
 	}

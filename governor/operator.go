@@ -74,7 +74,7 @@ func refused(e *wire.Error) any {
 func (g *Governor) keys() wire.Keys {
 	return wire.Keys{
 		Governor: g.cfg.URI, Issuer: g.cfg.Issuer.URI(), IssuerKeys: g.cfg.Issuer.Keys(), GovernorKeys: g.cfg.Keys.Public(),
-		Log: g.cfg.LogName, LogKey: g.cfg.LogKey,
+		Ending: g.cfg.Keys.ending(), Log: g.cfg.LogName, LogKey: g.cfg.LogKey,
 	}
 }
 
@@ -147,6 +147,11 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 		return g.setIdentity(ctx, entry.Identity{Name: q.Name, Effect: entry.Withdrawn, By: r.Sender, Reason: q.Reason})
 	case wire.VerbIdentityRestore:
 		return g.setIdentity(ctx, entry.Identity{Name: q.Name, Effect: entry.Restored, By: r.Sender, Reason: q.Reason})
+	case wire.VerbKeysList:
+		return g.keysList()
+	case wire.VerbKeysRotate:
+		index, refusal := g.rotate(ctx, q.Of, q.Stolen, r.Sender, q.Reason)
+		return wire.OperatorResponse{Error: refusal, Entry: index}
 	case wire.VerbIdentityList:
 		return g.withdrawnList(ctx, q.Name)
 	}

@@ -84,8 +84,8 @@ type Issuer interface {
 
 // RootTerms is what the governor's policy leaves of a request.
 type RootTerms struct {
-	Tools    aat.Tools
-	IssuedAt int64 // Unix seconds
-	Expires  int64 // Unix seconds
-	MaxDepth int
+	Tools    aat.Tools `json:"tools"`
+	IssuedAt int64     `json:"issued_at"` // Unix seconds
+	Expires  int64     `json:"expires"`   // Unix seconds
+	MaxDepth int       `json:"max_depth"`
 }

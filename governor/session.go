@@ -64,7 +64,10 @@ func (g *Governor) openSession(ctx context.Context, r wire.Request) wire.OpenRes
 	if err != nil {
 		return wire.OpenResponse{Error: asRefusal(err)}
 	}
-	if _, err := verifierAt(g.verifier, now).Root(root); err != nil {
+	if err := g.retrust(); err != nil { // the issuer may have signed with a new key
+		g.log.ErrorContext(ctx, "what the issuer has for keys cannot be used", "err", err)
+	}
+	if _, err := verifierAt(g.trust().verifier, now).Root(root); err != nil {
 		g.log.ErrorContext(ctx, "the issuer signed a root that does not verify", "err", err)
 		return wire.OpenResponse{Error: wire.Refuse(wire.CodeUnavailable, "the issuer's answer does not verify; tell the operator")}
 	}

@@ -44,16 +44,16 @@ type State struct {
 	touched   map[string]bool        // keys of the live bucket that are out of date: live.go
 	out       outMark                // of the live bucket that this was read from: republish.go
 
-	keys     *Keys
-	verifier *aat.Verifier
-	profile  *profile.Profile // with the governor keys of entries that are read back, also those that are retired
+	keys    *Keys
+	trust   func() *trust
+	profile *profile.Profile // with the governor keys of entries that are read back, also those that are retired
 }
 
-func newState(keys *Keys, v *aat.Verifier, p *profile.Profile) *State {
+func newState(keys *Keys, trust func() *trust) *State {
 	return &State{
 		keys:      keys,
-		verifier:  v,
-		profile:   &profile.Profile{Governors: maps.Clone(p.Governors), Issuers: p.Issuers},
+		trust:     trust,
+		profile:   &profile.Profile{Governors: maps.Clone(trust().profile.Governors)},
 		sessions:  map[string]*session{},
 		handoffs:  map[string]*handoff{},
 		grants:    map[[32]byte]*grant{},
@@ -337,7 +337,7 @@ func (st *State) applySession(e *entry.Entry, k known) error {
 		err = st.applyResult(e)
 	case entry.KindRevoked:
 		err = st.applyRevoked(e)
-	case entry.KindRejudged, entry.KindQuarantined, entry.KindBundle, entry.KindIdentity:
+	case entry.KindRejudged, entry.KindQuarantined, entry.KindBundle, entry.KindIdentity, entry.KindRotated:
 		// What a re-judgement did to a grant is in the entries that follow it; the others are of no session.
 	default:
 		err = fmt.Errorf("unknown kind %q", e.Kind)

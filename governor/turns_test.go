@@ -446,7 +446,7 @@ func TestTakeOverTellsGuards(t *testing.T) {
 	grant := chainOf(t, root, wire.ModeDelegate, b)
 	clock.advance(time.Minute)
 	request := b.claimRequest(root.session, []string{grant.handoff})
-	request.JWK = w.d.Endpoint.IssuerKey
+	request.JWK = w.d.Endpoint.IssuerKeys[0]
 	var out wire.ClaimResponse
 	b.ask(wire.ClaimSubject(root.session), encode(t, request), &out)
 	if out.Error == nil || out.Error.Code != wire.CodeKey {

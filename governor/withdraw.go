@@ -155,26 +155,34 @@ func (g *Governor) endAll(b *batch, name, by string) error {
 		}
 	}
 	for _, h := range b.st.openTo(name) {
-		var err error
-		switch {
-		case h.session.over != "" || !openStatus(h.status): // it was below another
-		case h.status == statusClaimed:
-			err = revokeClaimed(b, h, by, reason, nil)
-		default:
-			err = revokeEntry(b, nil, h, by, reason, nil)
-		}
-		if err != nil {
+		if err := end(b, h, by, reason); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// end ends a handoff, if it has not ended with one above it.
+func end(b *batch, h *handoff, by, reason string) error {
+	switch {
+	case h.session.over != "" || !openStatus(h.status):
+		return nil
+	case h.status == statusClaimed:
+		return revokeClaimed(b, h, by, reason, nil)
+	}
+	return revokeEntry(b, nil, h, by, reason, nil)
+}
+
 // openTo are the handoffs to an agent that are not over, in the order in which they were decided.
 func (st *State) openTo(name string) []*handoff {
+	return st.openWhere(func(h *handoff) bool { return h.to == name })
+}
+
+// openWhere are the open handoffs of which something is so.
+func (st *State) openWhere(is func(*handoff) bool) []*handoff {
 	var out []*handoff
 	for _, h := range st.handoffs {
-		if h.to == name && h.session.over == "" && openStatus(h.status) {
+		if h.session.over == "" && openStatus(h.status) && is(h) {
 			out = append(out, h)
 		}
 	}

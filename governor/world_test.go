@@ -78,7 +78,11 @@ func (w *world) stop() {
 	w.d = nil
 	sameAfterRestart(w.t, d.Governor())
 	w.place.Stop()
-	verifyLedger(w.t, w.cfg.Dir, d.Endpoint)
+	e, err := daemon.LoadEndpoint(w.cfg.Dir) // with the issuer's keys of before
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	verifyLedger(w.t, w.cfg.Dir, e)
 }
 
 // sameAfterRestart checks that the ledger alone leads to the state that the governor is in, read whole or by the live
@@ -308,11 +312,11 @@ func (a *agent) session(tools aat.Tools, change ...func(*wire.OpenRequest)) held
 func (a *agent) hold(chain []string, governor aat.JWK, session, handoff string) held {
 	a.t.Helper()
 	e := a.w.d.Endpoint
-	key, err := e.IssuerKey.Key()
+	anchors, err := e.Anchors()
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	v := aat.Verifier{Anchors: []aat.Anchor{{Issuer: e.Issuer, Key: key}}, Now: a.w.cfg.Now}
+	v := aat.Verifier{Anchors: anchors, Now: a.w.cfg.Now}
 	links, err := v.Chain(chain)
 	if err != nil {
 		a.t.Fatalf("the chain that was handed out does not verify: %v", err)
@@ -551,11 +555,11 @@ func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 func verifierConfig(t testing.TB, e daemon.Endpoint) entry.Config {
 	t.Helper()
-	key, err := e.IssuerKey.Key()
+	anchors, err := e.Anchors()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return entry.Config{LogKey: e.LogKey, Issuers: []aat.Anchor{{Issuer: e.Issuer, Key: key}}}
+	return entry.Config{LogKey: e.LogKey, Issuers: anchors}
 }
 
 type natsMsg = nats.Msg

@@ -61,7 +61,7 @@ const (
 	firstResend = time.Second // of an offer or a result that is not receipted yet
 	keysAge     = time.Minute
 	drainWithin = 5 * time.Second
-	readFor     = 10 * time.Second // what one request for messages of the inbox waits at most
+	readFor     = 5 * time.Second // what one request for messages of the inbox waits at most
 
 	renewAgain = 10 * time.Second // between two connections that are made because of a refusal
 )

@@ -34,6 +34,12 @@ func (c *Client) grant(ctx context.Context, chain []string) (*Grant, error) {
 		return nil, err
 	}
 	links, err := k.verifier.Chain(chain)
+	if step, ok := errors.AsType[*aat.StepError](err); ok && step.Step == "3b" { // the issuer may have a new key
+		if k, err = c.askKeys(ctx); err != nil {
+			return nil, err
+		}
+		links, err = k.verifier.Chain(chain)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the credential does not verify: %w", err)
 	}

@@ -245,6 +245,26 @@ func (o *Operator) Withdrawn(ctx context.Context) iter.Seq2[wire.Withdrawn, erro
 	}
 }
 
+// RotateKey has the governor's key, or the issuer's where it is in the governor's process, replaced by a new one: of is
+// "governor" or "issuer". With stolen, those there are end at once, and with them whatever was begun under them.
+// While the last rotation is not over it is refused with [wire.CodeRotating].
+func (o *Operator) RotateKey(ctx context.Context, of string, stolen bool, reason string) (entry uint64, err error) {
+	a, err := o.ask(ctx, wire.VerbKeysRotate, wire.OperatorRequest{Of: of, Stolen: stolen, Reason: reason})
+	if err != nil {
+		return 0, err
+	}
+	return a.Entry, nil
+}
+
+// KeyTimes are the keys of the governor and the issuer, the newest of each first, with their times.
+func (o *Operator) KeyTimes(ctx context.Context) ([]wire.KeyTimes, error) {
+	a, err := o.ask(ctx, wire.VerbKeysList, wire.OperatorRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return a.Keys, nil
+}
+
 // Approve answers the decision to hold that stands at an index of the ledger. The policy judges again, with the approval
 // in its input, and may still say no: status says what the handoff is after that, such as "admitted" or "denied".
 func (o *Operator) Approve(ctx context.Context, held uint64, approve bool) (entry uint64, status string, err error) {

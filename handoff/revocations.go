@@ -74,3 +74,24 @@ func (c *Client) snapshot(ctx context.Context, g *guard.Guard, after string) err
 	}
 	return g.Feed(string(page.Data))
 }
+
+// WatchKeys gives a guard the keys that the governor says it and the issuer have, every minute until ctx ends; it returns why it did.
+// It is for guards that were made with [guard.IssuerOf]: who has pinned keys by configuration replaces them there.
+func (c *Client) WatchKeys(ctx context.Context, g *guard.Guard) error {
+	ctx, cancel := c.until(ctx)
+	defer cancel()
+	for pause(ctx, keysAge) {
+		k, err := c.askKeys(ctx)
+		if err != nil {
+			break // ctx has ended: it asks until then
+		}
+		issuer, err := guard.IssuerOf(k.Keys)
+		if err == nil {
+			err = g.Update(issuer)
+		}
+		if err != nil {
+			c.log.ErrorContext(ctx, "the governor's keys cannot be used; those before are trusted on", "error", err)
+		}
+	}
+	return context.Cause(ctx)
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -125,7 +126,35 @@ func (c *Client) proveOpen(ctx context.Context, request wire.OpenRequest, person
 			return nil, fmt.Errorf("handoff: proving the principal: %w", err)
 		}
 	}
+	if request.SVIDProof, err = c.proveOpener(&request, k.Issuer); err != nil {
+		return nil, fmt.Errorf("handoff: signing with the SVID: %w", err)
+	}
 	return proveRequest(c, k.Governor, wire.VerbSessionOpen, &request, &request.Proof)
+}
+
+// proveOpener signs a request with the key of the SVID, for an issuer that does not take the governor's word.
+func (c *Client) proveOpener(request *wire.OpenRequest, issuer string) (string, error) {
+	svid, err := c.cfg.Source.GetX509SVID()
+	if err != nil {
+		return "", err
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return "", err
+	}
+	hash, err := wire.OpenerRequestHash(body)
+	if err != nil {
+		return "", err
+	}
+	now := c.cfg.Now().Unix()
+	payload, err := json.Marshal(wire.PrincipalProof{
+		ID: rand.Text(), IssuedAt: now, Expires: now + wire.ProofLifetime, Audience: issuer, Subject: string(c.name),
+		RequestHash: hash,
+	})
+	if err != nil {
+		return "", err
+	}
+	return identity.SignX509(svid, wire.TypeOpener, payload)
 }
 
 // proveRequest encodes the request twice: without its proof, to sign that, and with it.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -342,11 +341,11 @@ signed note. Keep it somewhere else. "governor chain verify --seen FILE" then fi
 }
 
 func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
-	issuer, err := p.IssuerKey.Key()
+	issuers, err := p.Anchors()
 	if err != nil {
-		return fmt.Errorf("the issuer's key in governor.json: %w", err)
+		return err
 	}
-	cfg := entry.Config{LogKey: p.LogKey, Issuers: []aat.Anchor{{Issuer: p.Issuer, Key: ed25519.PublicKey(issuer)}}}
+	cfg := entry.Config{LogKey: p.LogKey, Issuers: issuers}
 	for _, file := range seen {
 		checkpoint, err := readSmall(file)
 		if err != nil {
@@ -426,7 +425,7 @@ func (p *place) showReport(out *cli.Output, r entry.Report, took time.Duration) 
 	pairs := []string{"entries", entries}
 	for _, kind := range []entry.Kind{
 		entry.KindSession, entry.KindClosed, entry.KindDecided, entry.KindApproved, entry.KindClaimed, entry.KindResult,
-		entry.KindRevoked, entry.KindBundle, entry.KindRejudged, entry.KindQuarantined, entry.KindIdentity,
+		entry.KindRevoked, entry.KindBundle, entry.KindRejudged, entry.KindQuarantined, entry.KindIdentity, entry.KindRotated,
 	} {
 		if n := r.Kinds[kind]; n > 0 {
 			pairs = append(pairs, "  "+string(kind), strconv.FormatUint(n, 10))

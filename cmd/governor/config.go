@@ -36,8 +36,13 @@ type config struct {
 	Cluster     *clusterConfig    `yaml:"cluster,omitempty"`      // instead of it
 	Policy      string            `yaml:"policy,omitempty"`       // directory of the bundle; the one before, or ours
 	People      map[string]string `yaml:"people,omitempty"`       // name → file of an Ed25519 public key in PEM
+	Issuer      *issuerConfig     `yaml:"issuer,omitempty"`       // elsewhere; in the governor's process
 	LogLevel    string            `yaml:"log_level,omitempty"`    // info
 	Limits      limitsConfig      `yaml:"limits,omitempty"`
+}
+
+type issuerConfig struct {
+	URL string `yaml:"url,omitempty"` // https://host:port of "governor issuer serve"
 }
 
 type clusterConfig struct {
@@ -142,6 +147,9 @@ func (c *config) check() error {
 	if c.Cluster != nil && (c.Cluster.Replicas < 0 || c.Cluster.Replicas > 5) {
 		return fmt.Errorf("cluster: replicas is %d; a stream has 1 to 5", c.Cluster.Replicas)
 	}
+	if c.Issuer != nil && len(c.People) > 0 {
+		return errors.New("there are people, and an issuer elsewhere, which has to know them: name them to \"governor issuer serve\" with --person")
+	}
 	return c.Limits.check()
 }
 
@@ -168,6 +176,9 @@ func (c *config) daemon(cmd *cobra.Command, dir string) (cfg daemon.Config, poli
 		if cfg.People[name], err = publicKey(at(file)); err != nil {
 			return cfg, "", err
 		}
+	}
+	if c.Issuer != nil {
+		cfg.Issuer = &daemon.RemoteIssuer{URL: c.Issuer.URL}
 	}
 	if c.Policy != "" {
 		policy = at(c.Policy)

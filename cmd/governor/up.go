@@ -3,14 +3,12 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
-	"github.com/handoff-governor/handoff-governor/handoff/aat"
 )
 
 // up is what "governor up" was asked for.
@@ -90,16 +88,10 @@ func (u *up) config(cmd *cobra.Command) (daemon.Config, error) {
 		return daemon.Config{}, err
 	}
 	cfg := daemon.Config{
-		Dir: dir, TrustDomain: u.trustDomain, Listen: u.listen, People: map[string]aat.JWK{}, Logger: logger,
+		Dir: dir, TrustDomain: u.trustDomain, Listen: u.listen, Logger: logger,
 	}
-	for _, person := range u.people {
-		name, file, ok := strings.Cut(person, "=")
-		if !ok || name == "" || file == "" {
-			return daemon.Config{}, cli.Usagef("--person is %q; it must be NAME=FILE", person)
-		}
-		if cfg.People[name], err = publicKey(file); err != nil {
-			return daemon.Config{}, err
-		}
+	if cfg.People, err = readPeople(u.people); err != nil {
+		return daemon.Config{}, err
 	}
 	if u.policy != "" {
 		cfg.Bundle, err = readBundle(u.policy)

@@ -249,7 +249,7 @@ func trustedKeys(ctx context.Context, file, dir string) (wire.Keys, error) {
 		if err != nil {
 			return keys, fmt.Errorf("%w, or the keys to believe with --keys", err)
 		}
-		return wire.Keys{Issuer: e.Issuer, IssuerKeys: []aat.JWK{e.IssuerKey}}, nil
+		return wire.Keys{Issuer: e.Issuer, IssuerKeys: e.IssuerKeys}, nil
 	}
 	raw, err := readInput(ctx, file)
 	if err == nil {

@@ -61,10 +61,10 @@ func because(ctx context.Context, err error) error {
 
 // endpoint is what governor.json in a governor's data directory says.
 type endpoint struct {
-	TrustDomain string  `json:"trust_domain"`
-	URL         string  `json:"url"`
-	Issuer      string  `json:"issuer"`
-	IssuerKey   aat.JWK `json:"issuer_key"`
+	TrustDomain string    `json:"trust_domain"`
+	URL         string    `json:"url"`
+	Issuer      string    `json:"issuer"`
+	IssuerKeys  []aat.JWK `json:"issuer_keys"`
 }
 
 func readEndpoint(dir string) (endpoint, error) {

@@ -87,6 +87,7 @@ func serve(ctx context.Context, listen, dir, url string) error {
 		watched <- client.WatchRevocations(ctx, g) // without it the guard refuses everything
 		_ = server.Close()                         // ends ServeTLS below
 	}()
+	go func() { _ = client.WatchKeys(ctx, g) }() // it ends with ctx
 	fmt.Printf("export TOOLS_URL=%s\n", origin)
 	if err := server.ServeTLS(listener, "", ""); ctx.Err() == nil {
 		return err

@@ -9,27 +9,34 @@ import (
 	"errors"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 
 	"github.com/handoff-governor/handoff-governor/governor"
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/profile"
+	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// Config of an issuer. URI, Key and Governor must be there.
+// Config of an issuer. URI, Keys and Governor must be there.
 type Config struct {
-	URI      string             // iss of every root
-	Key      ed25519.PrivateKey // signs roots
-	Governor string             // the governor's URI, which openers name as aud of their proofs
+	URI      string       // iss of every root
+	Keys     keyring.Ring // sign roots
+	Governor string       // the governor's URI, which openers name as aud of their proofs
 	// Ceiling is the most that any root may hold. Nil: whatever the opener asks for and the governor's policy leaves.
 	Ceiling aat.Tools
 	// MaxTTL is the longest lifetime of a root. 0: a day.
 	MaxTTL time.Duration
+	// Bundles are the trust bundles that openers' SVIDs are checked with: each workload proves itself to the issuer, over the
+	// very request. Nil: the issuer takes the governor's word for who opens a session.
+	Bundles x509bundle.Source
 	// People are the keys of human principals, by name. A person who is not here cannot be one.
 	People map[string]aat.JWK
 	// Now is the clock. Nil: time.Now.
@@ -38,8 +45,8 @@ type Config struct {
 
 // Issuer signs roots. Its methods are safe for use by several goroutines at once.
 type Issuer struct {
-	cfg Config
-	jwk aat.JWK
+	cfg  Config
+	ring atomic.Pointer[keyring.Ring]
 }
 
 // skew is how far the clocks of openers may be off.
@@ -50,8 +57,8 @@ func New(cfg Config) (*Issuer, error) {
 	if u, err := url.Parse(cfg.URI); err != nil || u.Scheme == "" {
 		return nil, errors.New("an issuer's URI must be absolute")
 	}
-	if len(cfg.Key) != ed25519.PrivateKeySize || cfg.Governor == "" {
-		return nil, errors.New("an issuer needs an Ed25519 key and the governor's URI")
+	if cfg.Governor == "" {
+		return nil, errors.New("an issuer needs the governor's URI")
 	}
 	for name, jwk := range cfg.People {
 		if _, err := jwk.Key(); err != nil {
@@ -64,14 +71,38 @@ func New(cfg Config) (*Issuer, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Issuer{cfg: cfg, jwk: aat.NewJWK(cfg.Key.Public().(ed25519.PublicKey))}, nil
+	i := &Issuer{cfg: cfg}
+	return i, i.Replace(cfg.Keys)
 }
+
+// Replace takes other keys in place of those there are. What is signed from then on is signed with them.
+func (i *Issuer) Replace(keys keyring.Ring) error {
+	if len(keys) == 0 || slices.ContainsFunc(keys, func(k keyring.Key) bool { return len(k.Private) != ed25519.PrivateKeySize }) {
+		return errors.New("an issuer needs an Ed25519 key")
+	}
+	keys = slices.Clone(keys)
+	i.ring.Store(&keys)
+	return nil
+}
+
+// Held is how many keys there are, with those that nobody trusts any more.
+func (i *Issuer) Held() int { return len(*i.ring.Load()) }
+
+// Ring are the keys that are trusted now, the current one first.
+func (i *Issuer) Ring() keyring.Ring { return i.ring.Load().Live(i.cfg.Now()) }
 
 // URI is the issuer's name.
 func (i *Issuer) URI() string { return i.cfg.URI }
 
 // Keys are the trust anchors.
-func (i *Issuer) Keys() []aat.JWK { return []aat.JWK{i.jwk} }
+func (i *Issuer) Keys() []aat.JWK {
+	live := i.Ring()
+	out := make([]aat.JWK, len(live))
+	for n, key := range live {
+		out[n] = key.JWK()
+	}
+	return out
+}
 
 // Issue judges a request and signs the root: what the opener asked for, within the governor's terms and the issuer's own
 // ceiling. Refusals are *[wire.Error].
@@ -89,6 +120,9 @@ func (i *Issuer) Issue(_ context.Context, opener string, body []byte, terms gove
 	if err := i.checkPrincipal(opener, request.Principal, body); err != nil {
 		return "", err
 	}
+	if err := i.checkSVID(opener, request.SVIDProof, body); err != nil {
+		return "", err
+	}
 	if err := i.checkTerms(request, terms); err != nil {
 		return "", err
 	}
@@ -99,7 +133,7 @@ func (i *Issuer) Issue(_ context.Context, opener string, body []byte, terms gove
 	return aat.Issue(aat.Claims{
 		ID: request.ID, Issuer: i.cfg.URI, IssuedAt: terms.IssuedAt, ExpiresAt: terms.Expires, Holder: request.JWK,
 		MaxDepth: terms.MaxDepth, Tools: terms.Tools, Extra: map[string]jsontext.Value{profile.ClaimName: note},
-	}, i.cfg.Key)
+	}, i.ring.Load().Current(i.cfg.Now()).Private)
 }
 
 // checkOpener asks for the proof of the very process that will hold the root, over this very request.
@@ -108,7 +142,7 @@ func (i *Issuer) checkOpener(opener string, request wire.OpenRequest, body []byt
 	if err != nil {
 		return wire.Refuse(wire.CodeKey, "jwk: "+err.Error())
 	}
-	if request.JWK == i.jwk {
+	if slices.Contains(i.Keys(), request.JWK) {
 		return wire.Refuse(wire.CodeKey, "this is the issuer's key; generate one of your own")
 	}
 	proof, err := jws.VerifyJSON[wire.SessionProof](request.Proof, wire.TypeSession, key, wire.MaxToken)
@@ -132,10 +166,9 @@ func (i *Issuer) checkOpener(opener string, request wire.OpenRequest, body []byt
 func (i *Issuer) checkPrincipal(opener string, p wire.Principal, body []byte) error {
 	switch p.Kind {
 	case wire.PrincipalWorkload:
-		if p.Name != opener || p.Proof != "" {
+		if p.Name != opener {
 			return wire.Refuse(wire.CodeForbidden, "a workload can only be principal of its own sessions")
 		}
-		return nil
 	case wire.PrincipalHuman:
 		jwk, known := i.cfg.People[p.Name]
 		if !known {
@@ -154,8 +187,36 @@ func (i *Issuer) checkPrincipal(opener string, p wire.Principal, body []byte) er
 			return err
 		}
 		return i.checkProof(proof, i.cfg.URI, p.Name, hash)
+	default:
+		return wire.Refuse(wire.CodeMalformed, "principal.kind must be human or workload")
 	}
-	return wire.Refuse(wire.CodeMalformed, "principal.kind must be human or workload")
+	return nil
+}
+
+// checkSVID has the opener's SVID prove who it is: else whoever has the governor could open sessions in anybody's name.
+func (i *Issuer) checkSVID(opener, token string, body []byte) error {
+	if i.cfg.Bundles == nil {
+		return nil
+	}
+	if token == "" {
+		return wire.Refuse(wire.CodeProof, "this issuer asks for svid_proof: sign the request with the key of your SVID, as docs/wire.md shows")
+	}
+	peer, payload, err := identity.VerifySigned(token, wire.TypeOpener, i.cfg.Bundles, i.cfg.Now())
+	if err != nil {
+		return wire.Refuse(wire.CodeProof, "svid_proof: "+err.Error())
+	}
+	if string(peer.Name) != opener {
+		return wire.Refuse(wire.CodeProof, "svid_proof: the SVID is not the opener's")
+	}
+	var proof wire.PrincipalProof
+	if err := json.Unmarshal(payload, &proof, json.RejectUnknownMembers(true)); err != nil {
+		return wire.Refuse(wire.CodeProof, "svid_proof: what is signed must be the JSON that docs/wire.md shows")
+	}
+	hash, err := wire.OpenerRequestHash(body)
+	if err != nil {
+		return err
+	}
+	return i.checkProof(proof, i.cfg.URI, opener, hash)
 }
 
 // checkProof checks what the opener's proof and a person's have in common.

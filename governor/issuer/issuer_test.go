@@ -11,6 +11,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -66,7 +67,7 @@ func ask(t *testing.T) *asking {
 // issue signs what is asked and brings it to the issuer.
 func (a *asking) issue(t *testing.T, cfg issuer.Config) (string, error) {
 	t.Helper()
-	cfg.URI, cfg.Key, cfg.Governor = uri, key(9), governorURI
+	cfg.URI, cfg.Keys, cfg.Governor = uri, keyring.Of(key(9)), governorURI
 	i, err := issuer.New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -242,6 +242,8 @@ func (s *step) kind() error {
 		return s.decided(e.Decided)
 	case KindIdentity:
 		return s.identity(e.Identity)
+	case KindRotated:
+		return s.rotated(e.Rotated)
 	}
 	in := s.open[s.e.Session]
 	if in == nil {
@@ -284,6 +286,23 @@ func (s *step) quarantined(q *Quarantined) error {
 		return s.bad("quarantined", "counts nothing")
 	}
 	return nil
+}
+
+// rotated reads that a key takes the place of others. Whether the keys that are used later are to be trusted, the verifier's
+// own configuration says.
+func (s *step) rotated(r *Rotated) error {
+	if _, err := r.JWK.Key(); err != nil {
+		return s.bad("rotated.jwk", "is no key: %v", err)
+	}
+	switch {
+	case r.Of != OfGovernor && r.Of != OfIssuer:
+		return s.bad("rotated.of", "must be governor or issuer")
+	case r.From <= 0 || r.Until < r.From:
+		return s.bad("rotated.until", "is before the new key is used")
+	case r.By == "":
+		return s.bad("rotated.by", "is missing")
+	}
+	return s.acts("rotated.by", r.By)
 }
 
 // identity reads who is cut off, or let in again. Nothing of theirs may be left when they are cut off.

@@ -125,6 +125,7 @@ func (e *Entry) check() error {
 		{KindApproved, e.Approved != nil}, {KindClaimed, e.Claimed != nil}, {KindResult, e.Result != nil},
 		{KindRevoked, e.Revoked != nil}, {KindBundle, e.Bundle != nil}, {KindRejudged, e.Rejudged != nil},
 		{KindQuarantined, e.Quarantined != nil}, {KindIdentity, e.Identity != nil},
+		{KindRotated, e.Rotated != nil},
 	}
 	known := false
 	for _, m := range members {

@@ -35,6 +35,7 @@ const (
 	KindRejudged    Kind = "rejudged"
 	KindQuarantined Kind = "quarantined"
 	KindIdentity    Kind = "identity" // withdrawn, or restored
+	KindRotated     Kind = "key_rotated"
 )
 
 // Entry is one record of the ledger. Its bytes are its RFC 8785 JSON; its leaf in the Merkle tree is SHA-256(0x00 ‖
@@ -67,6 +68,7 @@ type Entry struct {
 	Rejudged    *Rejudged    `json:"rejudged,omitempty"`
 	Quarantined *Quarantined `json:"quarantined,omitempty"`
 	Identity    *Identity    `json:"identity,omitempty"`
+	Rotated     *Rotated     `json:"rotated,omitempty"`
 }
 
 // Prev points back to the newest earlier entry of the same session, sender, receiver and grant. A member is absent
@@ -192,6 +194,22 @@ const (
 	Withdrawn = "withdrawn"
 	Restored  = "restored"
 )
+
+// Whose keys are rotated.
+const (
+	OfGovernor = "governor"
+	OfIssuer   = "issuer"
+)
+
+// Rotated says that a key of the governor or the issuer takes the place of those before it.
+type Rotated struct {
+	Of     string  `json:"of"`    // governor | issuer
+	JWK    aat.JWK `json:"jwk"`   // the new key
+	From   int64   `json:"from"`  // Unix seconds: from then on it signs what is new
+	Until  int64   `json:"until"` // Unix seconds: those before it are trusted until then; at From where they are not trusted any more
+	By     string  `json:"by"`
+	Reason string  `json:"reason,omitempty"`
+}
 
 // Identity withdraws an identity, or restores it. What is withdrawn acts no more until it is restored, though its SVID be
 // valid: it opens nothing, offers nothing, is offered nothing, claims and answers nothing. What it held is revoked or closed

@@ -92,7 +92,13 @@ func IssuerOf(keys wire.Keys) (Issuer, error) {
 		if err != nil {
 			return Issuer{}, fmt.Errorf("governor's key: %w", err)
 		}
-		issuer.GovernorKeys = append(issuer.GovernorKeys, GovernorKey{Key: key})
+		trusted := GovernorKey{Key: key}
+		for _, ending := range keys.Ending {
+			if ending.JWK == jwk {
+				trusted.Until = time.Unix(ending.Until, 0)
+			}
+		}
+		issuer.GovernorKeys = append(issuer.GovernorKeys, trusted)
 	}
 	return issuer, nil
 }

@@ -29,6 +29,62 @@ type trust struct {
 // Trust replaces the trust anchors. What was verified under the old ones is forgotten, and calls are refused until
 // [Guard.Feed] has brought a new snapshot: a key that is not trusted any more may have left something out.
 func (g *Guard) Trust(issuers ...Issuer) error {
+	if err := checkIssuers(issuers); err != nil {
+		return err
+	}
+	g.trusting.Lock()
+	defer g.trusting.Unlock()
+	g.trust.Store(g.newTrust(cloned(issuers), nil, g.now()))
+	return nil
+}
+
+// Update replaces the keys of an issuer and its governor that the guard trusts already, as after a rotation. Where every key of the
+// governor's is trusted on, what it has revoked is known on; else this is as [Guard.Trust].
+func (g *Guard) Update(issuer Issuer) error {
+	g.trusting.Lock()
+	defer g.trusting.Unlock()
+	now := g.now()
+	old := g.trust.Load()
+	issuers := cloned(old.issuers)
+	i := slices.IndexFunc(issuers, func(known Issuer) bool { return known.URI == issuer.URI && known.Governor == issuer.Governor })
+	if i < 0 {
+		return fmt.Errorf("guard: the issuer %q with the governor %q is not trusted", issuer.URI, issuer.Governor)
+	}
+	before := issuers[i]
+	same := func(x, y ed25519.PublicKey) bool { return bytes.Equal(x, y) }
+	if slices.EqualFunc(before.Keys, issuer.Keys, same) && maps.Equal(keysOf(before.GovernorKeys), keysOf(issuer.GovernorKeys)) {
+		return nil // what was found out under these keys is good
+	}
+	issuers[i] = issuer
+	for n := range issuers { // one governor, one set of keys
+		if issuers[n].Governor == issuer.Governor {
+			issuers[n].GovernorKeys = issuer.GovernorKeys
+		}
+	}
+	if err := checkIssuers(issuers); err != nil {
+		return err
+	}
+	feeds := old.feeds
+	for _, k := range before.GovernorKeys {
+		if _, kept := keysOf(issuer.GovernorKeys)[string(k.Key)]; !kept {
+			feeds = nil // it may have left something out
+		}
+	}
+	g.trust.Store(g.newTrust(cloned(issuers), feeds, now))
+	return nil
+}
+
+// cloned are issuers that nobody changes: they are read again when a key lapses.
+func cloned(issuers []Issuer) []Issuer {
+	issuers = slices.Clone(issuers)
+	for i := range issuers {
+		issuers[i].Keys = slices.Clone(issuers[i].Keys)
+		issuers[i].GovernorKeys = slices.Clone(issuers[i].GovernorKeys)
+	}
+	return issuers
+}
+
+func checkIssuers(issuers []Issuer) error {
 	known := map[string]bool{}
 	governors := map[string]map[string]int64{} // :: governor's URI → keysOf its issuer
 	for _, issuer := range issuers {
@@ -63,14 +119,6 @@ func (g *Guard) Trust(issuers ...Issuer) error {
 		}
 		governors[issuer.Governor] = keys
 	}
-	issuers = slices.Clone(issuers) // they are read again when a key lapses
-	for i := range issuers {
-		issuers[i].Keys = slices.Clone(issuers[i].Keys)
-		issuers[i].GovernorKeys = slices.Clone(issuers[i].GovernorKeys)
-	}
-	g.trusting.Lock()
-	defer g.trusting.Unlock()
-	g.trust.Store(g.newTrust(issuers, nil, g.now()))
 	return nil
 }
 

@@ -37,6 +37,9 @@ type OpenRequest struct {
 	Budget    *Budget   `json:"budget,omitempty"`
 	JWK       aat.JWK   `json:"jwk"`   // the opening process's public key
 	Proof     string    `json:"proof"` // [SessionProof] signed by it
+	// SVIDProof is a [PrincipalProof] of the opener, of type [TypeOpener], signed with the key of its X.509-SVID: the issuer's own
+	// evidence of who asks. Its hash is [OpenerRequestHash].
+	SVIDProof string `json:"svid_proof,omitempty"`
 }
 
 // OpenResponse answers an [OpenRequest].
@@ -130,12 +133,20 @@ type Verdict struct {
 	Entry   *uint64   `json:"entry,omitzero"` // absent where nothing was recorded: the message could not be trusted
 }
 
+// EndingKey is a key with the time from which nobody may trust it.
+type EndingKey struct {
+	JWK   aat.JWK `json:"jwk"`
+	Until int64   `json:"until"` // Unix seconds
+}
+
 // Keys answers [SubjectKeys].
 type Keys struct {
 	Governor     string    `json:"governor"`      // URI that proofs name as aud
 	Issuer       string    `json:"issuer"`        // URI that roots name as iss
 	IssuerKeys   []aat.JWK `json:"issuer_keys"`   // trust anchors
 	GovernorKeys []aat.JWK `json:"governor_keys"` // keys of the odd links, current first
-	Log          string    `json:"log"`           // checkpoint origin
-	LogKey       string    `json:"log_key"`       // note verifier key, `name+hash+base64`
+	// Ending are those of the governor's keys that another one replaces, and until when guards are to trust them.
+	Ending []EndingKey `json:"ending,omitempty"`
+	Log    string      `json:"log"`     // checkpoint origin
+	LogKey string      `json:"log_key"` // note verifier key, `name+hash+base64`
 }

@@ -55,6 +55,7 @@ const (
 	// Identities that were withdrawn.
 	CodeWithdrawn      Code = "withdrawn"       // the identity was withdrawn: an operator restores it, or another takes its place
 	CodeNotWithdrawn   Code = "not_withdrawn"   // the identity is not withdrawn: there is nothing to restore
+	CodeRotating       Code = "key_rotating"    // the last rotation of this key is not over: wait, or say that the key was stolen
 	CodeWithdrawnLimit Code = "withdrawn_limit" // too many identities are withdrawn: restore those that get no SVIDs any more
 
 	// Policy.

@@ -47,13 +47,17 @@ func TaskHashMatches(want string, salt, body []byte) bool {
 // RequestHash is the hash that a [SessionProof] carries: base64url(SHA-256(RFC 8785 form of request)) with the member
 // "proof" set to "". It works on the request's own bytes, so that members which one side leaves out and the other
 // spells empty cannot make the two disagree.
-func RequestHash(request []byte) (string, error) { return requestHash(request, false) }
+func RequestHash(request []byte) (string, error) { return requestHash(request, false, false) }
 
 // PrincipalRequestHash is the hash that a [PrincipalProof] carries: as [RequestHash], with "principal.proof" set to
-// "", too. The person signs first, then the process.
-func PrincipalRequestHash(request []byte) (string, error) { return requestHash(request, true) }
+// "", too, and without "svid_proof". The person signs first, then the process.
+func PrincipalRequestHash(request []byte) (string, error) { return requestHash(request, true, true) }
 
-func requestHash(request []byte, principal bool) (string, error) {
+// OpenerRequestHash is the hash that an opener's SVID signs: as [RequestHash], without "svid_proof". A person signs before, the
+// process after.
+func OpenerRequestHash(request []byte) (string, error) { return requestHash(request, false, true) }
+
+func requestHash(request []byte, principal, opener bool) (string, error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(request, &members); err != nil || members == nil {
 		return "", Refuse(CodeMalformed, "the request is not a JSON object with distinct members")
@@ -69,6 +73,9 @@ func requestHash(request []byte, principal bool) (string, error) {
 			return "", Refuse(CodeMalformed, "the request cannot be put into canonical form")
 		}
 		members["principal"] = value
+	}
+	if opener {
+		delete(members, "svid_proof")
 	}
 	members["proof"] = jsontext.Value(`""`)
 	canonical, err := json.Marshal(members)

@@ -62,6 +62,9 @@ const (
 	VerbIdentityWithdraw = "identity.withdraw"
 	VerbIdentityRestore  = "identity.restore"
 	VerbIdentityList     = "identity.list" // those that are withdrawn
+
+	VerbKeysList   = "keys.list"
+	VerbKeysRotate = "keys.rotate"
 )
 
 // Header names. NATS header names are case-sensitive; one that differs from these only in case is refused
@@ -94,6 +97,7 @@ const (
 	TypeSession    = "handoff-session+jwt"
 	TypeResult     = "handoff-result+jwt"
 	TypePrincipal  = "handoff-principal+jwt"
+	TypeOpener     = "handoff-opener+jwt"
 	TypeRevocation = "handoff-revocation+jwt"
 )
 

@@ -1,17 +1,23 @@
 package wire
 
-import "github.com/go-json-experiment/json/jsontext"
+import (
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/handoff-governor/handoff-governor/handoff/aat"
+)
 
 // OperatorRequest is the body of every operator's request; each verb reads the members that its comment names.
 type OperatorRequest struct {
 	Session string `json:"session,omitempty"` // session.close; session.list: those before it; chain.entries: only this one's, newest first
-	Reason  string `json:"reason,omitempty"`  // session.close, revoke, identity.withdraw, identity.restore
+	Reason  string `json:"reason,omitempty"`  // session.close, revoke, identity.withdraw, identity.restore, keys.rotate
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
 	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next
 	Index   uint64 `json:"index,omitzero"`    // body, approve
 	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
 	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
+	Of      string `json:"of,omitempty"`      // keys.rotate: governor | issuer
+	Stolen  bool   `json:"stolen,omitzero"`   // keys.rotate: the keys there are end at once
 	Name    string `json:"name,omitempty"`    // identity.withdraw, identity.restore: whose; identity.list: those after it
 }
 
@@ -31,6 +37,7 @@ type OperatorResponse struct {
 	Entry      uint64           `json:"entry,omitzero"`
 	Effect     string           `json:"effect,omitempty"` // what is so now: of approve, a handoff's status; of identity.…, see below
 	Health     *Health          `json:"health,omitempty"`
+	Keys       []KeyTimes       `json:"keys,omitempty"` // keys.list: the newest of each signer first
 }
 
 // Health is what an operator should look at first.
@@ -41,6 +48,15 @@ type Health struct {
 	Sessions int    `json:"sessions"` // in memory: open, or over and not yet expired
 	Handoffs int    `json:"handoffs"`
 	Held     int    `json:"held"` // decisions that wait for approval
+}
+
+// KeyTimes are the times of a key of the governor or the issuer, in Unix seconds; 0 is no bound.
+type KeyTimes struct {
+	Of    string  `json:"of"` // governor | issuer
+	JWK   aat.JWK `json:"jwk"`
+	From  int64   `json:"from,omitzero"`  // it signs what is new from then on
+	Taken int64   `json:"taken,omitzero"` // what is new and names it is taken until then
+	Until int64   `json:"until,omitzero"` // it is trusted until then
 }
 
 // Withdrawn is an identity that was withdrawn.

@@ -32,6 +32,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/devspiffe"
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
@@ -61,6 +62,10 @@ type Config struct {
 	Ceiling aat.Tools
 	// People are the keys of human principals, by name.
 	People map[string]aat.JWK
+	// Issuer is where roots are signed, if not here. It needs WorkloadAPI.
+	Issuer *RemoteIssuer
+	// Rotation says how long the replacement of a key takes. Zero: [DefaultRotation].
+	Rotation keyring.Schedule
 	// SVIDTTL is the lifetime of X.509-SVIDs of the development Workload API. 0: an hour.
 	SVIDTTL time.Duration
 	// Now is the governor's clock. Nil: time.Now.
@@ -87,14 +92,28 @@ type Limits struct {
 
 // Endpoint is what a client must know to connect: the content of governor.json.
 type Endpoint struct {
-	TrustDomain string  `json:"trust_domain"`
-	Log         string  `json:"log"`
-	LogKey      string  `json:"log_key"` // note verifier key
-	Issuer      string  `json:"issuer"`
-	Governor    string  `json:"governor"`
-	IssuerKey   aat.JWK `json:"issuer_key"`
-	URL         string  `json:"url,omitempty"`     // of the daemon that ran last
-	Sockets     string  `json:"sockets,omitempty"` // directory of the sockets of the built-in Workload API
+	TrustDomain string `json:"trust_domain"`
+	Log         string `json:"log"`
+	LogKey      string `json:"log_key"` // note verifier key
+	Issuer      string `json:"issuer"`
+	Governor    string `json:"governor"`
+	// IssuerKeys are all that ever signed roots, the newest first: the record has roots of each.
+	IssuerKeys []aat.JWK `json:"issuer_keys"`
+	URL        string    `json:"url,omitempty"`     // of the daemon that ran last
+	Sockets    string    `json:"sockets,omitempty"` // directory of the sockets of the built-in Workload API
+}
+
+// Anchors are the keys that sign roots, and those that did.
+func (e Endpoint) Anchors() ([]aat.Anchor, error) {
+	anchors := make([]aat.Anchor, len(e.IssuerKeys))
+	for i, jwk := range e.IssuerKeys {
+		key, err := jwk.Key()
+		if err != nil {
+			return nil, fmt.Errorf("an issuer's key in %s: %w", endpointFile, err)
+		}
+		anchors[i] = aat.Anchor{Issuer: e.Issuer, Key: key}
+	}
+	return anchors, nil
 }
 
 // Daemon is a running governor with everything around it.
@@ -110,6 +129,9 @@ type Daemon struct {
 	ledger    *ledger.Ledger
 	home      spiffeid.TrustDomain
 	cutOff    *cutOff
+	keys      *keys
+	root      governor.Issuer
+	remote    *issuer.Remote // where roots are signed elsewhere
 	closers   []func() error // to be called from the last to the first
 	cancel    context.CancelCauseFunc
 	done      chan struct{}
@@ -152,7 +174,7 @@ func CheckLedger(dir string) error {
 }
 
 // checkWhole refuses a directory that has lost its ledger, or the keys of the ledger that it has.
-func checkWhole(dir string) error {
+func checkWhole(dir string, files []string) error {
 	if err := CheckLedger(dir); err != nil {
 		return err
 	}
@@ -160,7 +182,7 @@ func checkWhole(dir string) error {
 	if err != nil || !full {
 		return err
 	}
-	for _, name := range keyFiles {
+	for _, name := range files {
 		file := filepath.Join(dir, keysDir, name)
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("%w: there is a ledger in %s, and its key %s is missing; restore it from a copy, or begin anew in another directory",
@@ -202,7 +224,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, fmt.Errorf("others can write into %s, and so put keys and a record of their own there: chmod 700 it, or name another directory", cfg.Dir)
 	}
 	if cfg.WorkloadAPI != "" {
-		if d.workload, err = newWorkload(ctx, cfg.WorkloadAPI, cfg.Logger); err != nil {
+		if d.workload, err = newWorkload(ctx, cfg.WorkloadAPI, "/governor", cfg.Logger); err != nil {
 			return nil, err
 		}
 		d.closers = append(d.closers, d.workload.Close)
@@ -213,19 +235,17 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 
 	// Keys before the record, the record before governor.json: what a start that was killed has left is either whole, or
 	// may be made anew. The record's lock keeps a second daemon out of the directory.
-	if err := checkWhole(cfg.Dir); err != nil {
+	if err := checkWhole(cfg.Dir, keyFiles(cfg)); err != nil {
 		return nil, err
 	}
-	keys, err := loadKeys(cfg.Dir, d.Endpoint.Log)
-	if err != nil {
+	if d.keys, err = loadKeys(cfg, d.Endpoint.Log); err != nil {
 		return nil, err
 	}
-	signer, err := note.NewSigner(keys.log)
+	signer, err := note.NewSigner(d.keys.log)
 	if err != nil {
 		return nil, fmt.Errorf("the log's key: %w", err)
 	}
-	d.Endpoint.LogKey = keys.logVerifier
-	d.Endpoint.IssuerKey = aat.NewJWK(publicOf(keys.issuer))
+	d.Endpoint.LogKey = d.keys.logVerifier
 	if d.ledger, err = ledger.Open(LedgerPath(cfg.Dir), ledger.Config{LogName: d.Endpoint.Log, Signer: signer, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
@@ -242,29 +262,30 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.closers = append(d.closers, d.bus.Close)
-	root, err := issuer.New(issuer.Config{
-		URI: d.Endpoint.Issuer, Key: keys.issuer, Governor: d.Endpoint.Governor, Ceiling: cfg.Ceiling, People: cfg.People,
-		Now: cfg.Now,
-	})
+	root, err := d.issuer(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	governorKeys, err := governor.NewKeys(keys.governor)
+	governorKeys, err := d.keys.open(cfg.Now)
 	if err != nil {
 		return nil, err
 	}
+	d.Endpoint.IssuerKeys = allKeys(root.Keys(), d.Endpoint.IssuerKeys)
 	d.governor, err = governor.New(ctx, governor.Config{
-		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, Keys: governorKeys,
+		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, PastIssuerKeys: d.Endpoint.IssuerKeys, Keys: governorKeys,
 		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
-		Withdrawn: d.setWithdrawn, MaxWithdrawn: cfg.Limits.Withdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
+		Rotate: d.rotate, Withdrawn: d.setWithdrawn, MaxWithdrawn: cfg.Limits.Withdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.cutOff.complete()
-	if err := d.saveEndpoint(cfg.Dir); err != nil {
+	if err := saveEndpoint(cfg.Dir, d.Endpoint); err != nil {
 		return nil, err
 	}
+	d.keys.mu.Lock() // an operator may be here already
+	d.keys.endpoint = d.Endpoint
+	d.keys.mu.Unlock()
 	d.run(context.WithoutCancel(ctx), cfg.Logger)
 	select {
 	case <-d.governor.Ready():
@@ -278,15 +299,19 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 // run serves until cancel is called, or the governor stops by itself.
 func (d *Daemon) run(ctx context.Context, log *slog.Logger) {
 	ctx, d.cancel = context.WithCancelCause(ctx)
-	var rechecked sync.WaitGroup
+	var owned sync.WaitGroup
 	if d.workload != nil {
-		rechecked.Go(func() { d.workload.recheck(ctx, d.bus, log) })
+		owned.Go(func() { d.workload.recheck(ctx, d.bus, log) })
+	}
+	owned.Go(func() { d.keepKeys(ctx, log) })
+	if d.remote != nil {
+		owned.Go(func() { d.followIssuer(ctx, log) })
 	}
 	go func() {
 		defer close(d.done)
 		d.err = d.governor.Run(ctx)
 		d.cancel(d.err)
-		rechecked.Wait()
+		owned.Wait()
 	}()
 }
 
@@ -381,6 +406,7 @@ func (d *Daemon) name(cfg Config) error {
 	td := d.home.Name()
 	d.Endpoint = Endpoint{
 		TrustDomain: td, Log: td + "/handoff", Issuer: "spiffe://" + td + "/issuer", Governor: "spiffe://" + td + "/governor",
+		IssuerKeys: known.IssuerKeys,
 	}
 	if d.workload == nil {
 		d.Endpoint.Sockets = filepath.Join(cfg.Dir, "ca", "sock")
@@ -522,8 +548,8 @@ func (d *Daemon) knownAgent(name string) bool {
 	return err == nil && role == identity.RoleAgent
 }
 
-func (d *Daemon) saveEndpoint(dir string) error {
-	encoded, err := json.Marshal(d.Endpoint, json.Deterministic(true), jsontext.WithIndent("  "))
+func saveEndpoint(dir string, e Endpoint) error {
+	encoded, err := json.Marshal(e, json.Deterministic(true), jsontext.WithIndent("  "))
 	if err != nil {
 		return err
 	}

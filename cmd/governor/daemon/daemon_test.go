@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,7 +68,7 @@ func TestDataDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again.Endpoint.LogKey != d.Endpoint.LogKey || again.Endpoint.IssuerKey != d.Endpoint.IssuerKey {
+	if again.Endpoint.LogKey != d.Endpoint.LogKey || !slices.Equal(again.Endpoint.IssuerKeys, d.Endpoint.IssuerKeys) {
 		t.Error("a restart has other keys")
 	}
 }
@@ -98,7 +99,7 @@ func TestFirstStartsAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again.Endpoint.LogKey != d.Endpoint.LogKey || again.Endpoint.IssuerKey != d.Endpoint.IssuerKey {
+		if again.Endpoint.LogKey != d.Endpoint.LogKey || !slices.Equal(again.Endpoint.IssuerKeys, d.Endpoint.IssuerKeys) {
 			t.Error("the daemon that ran signed with keys that are lost")
 		}
 		if err := again.Close(); err != nil {

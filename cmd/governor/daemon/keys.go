@@ -1,25 +1,38 @@
 package daemon
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/handoff-governor/handoff-governor/governor"
+	"github.com/handoff-governor/handoff-governor/governor/issuer"
+	"github.com/handoff-governor/handoff-governor/governor/keyring"
 )
 
-// keys are the three of a data directory, apart so that each can be taken away on its own.
+// keys are those of a data directory, apart so that each can be taken away on its own.
 type keys struct {
-	governor    ed25519.PrivateKey
-	issuer      ed25519.PrivateKey
+	dir         string
 	log         string // note signer key
 	logVerifier string
+
+	mu       sync.Mutex
+	governor keyring.Ring
+	issuer   keyring.Ring // empty where roots are signed elsewhere
+	now      func() time.Time
+	schedule keyring.Schedule
+	opened   *governor.Keys
+	here     *issuer.Issuer // where it is
+	endpoint Endpoint       // as governor.json says
 }
 
 const (
@@ -29,30 +42,42 @@ const (
 	logFile      = "log.note"
 )
 
+// DefaultRotation is how long the replacement of a key takes: agents and guards ask for keys every minute, and no grant lives
+// longer than a day.
+var DefaultRotation = keyring.Schedule{Announce: 2 * time.Minute, Overlap: 10 * time.Minute, Keep: 24 * time.Hour}
+
 // keyFiles are those of every directory that has a ledger.
-var keyFiles = []string{governorFile, issuerFile, logFile}
+func keyFiles(cfg Config) []string {
+	if cfg.Issuer != nil {
+		return []string{governorFile, logFile}
+	}
+	return []string{governorFile, issuerFile, logFile}
+}
 
 // loadKeys reads the keys, and makes those that a new directory lacks.
-func loadKeys(dir, logName string) (keys, error) {
-	var k keys
-	home := dir
-	dir = filepath.Join(home, keysDir)
-	err := os.Mkdir(dir, 0o700)
+func loadKeys(cfg Config, logName string) (*keys, error) {
+	k := &keys{dir: filepath.Join(cfg.Dir, keysDir), now: cfg.Now, schedule: cmp.Or(cfg.Rotation, DefaultRotation)}
+	if k.now == nil {
+		k.now = time.Now
+	}
+	err := os.Mkdir(k.dir, 0o700)
 	if err == nil {
-		err = syncDir(home)
+		err = syncDir(cfg.Dir)
 	} else if errors.Is(err, os.ErrExist) {
-		err = os.Chmod(dir, 0o700)
+		err = os.Chmod(k.dir, 0o700)
 	}
 	if err != nil {
-		return k, err
+		return nil, err
 	}
-	if k.governor, err = loadKey(filepath.Join(dir, governorFile)); err != nil {
-		return k, err
+	if k.governor, err = LoadRing(filepath.Join(k.dir, governorFile)); err != nil {
+		return nil, err
 	}
-	if k.issuer, err = loadKey(filepath.Join(dir, issuerFile)); err != nil {
-		return k, err
+	if cfg.Issuer == nil {
+		if k.issuer, err = LoadRing(filepath.Join(k.dir, issuerFile)); err != nil {
+			return nil, err
+		}
 	}
-	file := filepath.Join(dir, logFile)
+	file := filepath.Join(k.dir, logFile)
 	raw, err := readPrivate(file)
 	if errors.Is(err, os.ErrNotExist) {
 		var signer, verifier string
@@ -64,49 +89,51 @@ func loadKeys(dir, logName string) (keys, error) {
 		}
 	}
 	if err != nil {
-		return k, err
+		return nil, err
 	}
 	var ok bool
 	if k.log, k.logVerifier, ok = strings.Cut(strings.TrimSpace(string(raw)), "\n"); !ok {
-		return k, fmt.Errorf("%s must have two lines: the signer's key and the verifier's", file)
+		return nil, fmt.Errorf("%s must have two lines: the signer's key and the verifier's", file)
 	}
 	return k, nil
 }
 
-// loadKey reads an Ed25519 key in PKCS #8 PEM, and makes one where there is none.
-func loadKey(file string) (ed25519.PrivateKey, error) {
+// LoadRing reads the keys of a file, and makes one where there is none.
+func LoadRing(file string) (keyring.Ring, error) {
 	raw, err := readPrivate(file)
 	if errors.Is(err, os.ErrNotExist) {
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
 			return nil, err
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(key)
+		ring := keyring.Of(key)
+		content, err := ring.Marshal()
 		if err != nil {
 			return nil, err
 		}
-		err = createFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		err = createFile(file, content)
 		if errors.Is(err, os.ErrExist) {
-			return loadKey(file)
+			return LoadRing(file)
 		}
-		return key, err
+		return ring, err
 	}
 	if err != nil {
 		return nil, err
 	}
-	block, rest := pem.Decode(raw)
-	if block == nil || len(rest) > 0 || block.Type != "PRIVATE KEY" {
-		return nil, fmt.Errorf("%s is not one PEM block of a private key", file)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	ring, err := keyring.Parse(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	key, ok := parsed.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s is not an Ed25519 key", file)
+	return ring, nil
+}
+
+// SaveRing writes the keys of a file.
+func SaveRing(file string, ring keyring.Ring) error {
+	content, err := ring.Marshal()
+	if err != nil {
+		return err
 	}
-	return key, nil
+	return replaceFile(file, content)
 }
 
 // readPrivate reads a file that nobody else may read.
@@ -165,5 +192,3 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
-
-func publicOf(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }

@@ -142,7 +142,7 @@ func TestRotation(t *testing.T) {
 			slowest = max(slowest, time.Since(begun))
 		}
 		t.Logf("%d handoffs in %d lives of an SVID; the slowest took %s", passed, lives, slowest)
-		if slowest > 3*time.Second { // what is lost takes at least five
+		if slowest > 10*time.Second { // what is lost comes again after thirty; a request that is, is made anew after four
 			t.Errorf("a handoff took %s: it waited for a connection", slowest)
 		}
 	})

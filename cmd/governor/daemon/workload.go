@@ -12,11 +12,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
-
-	"github.com/handoff-governor/handoff-governor/handoff/identity"
 )
 
-// workload is the governor among the workloads of a trust domain that somebody else runs: its SVID and the trust bundles,
+// workload is the governor, or the issuer, among the workloads of a trust domain that somebody else runs: its SVID and the trust bundles,
 // from the Workload API, as they are now.
 type workload struct {
 	*workloadapi.BundleSource
@@ -35,8 +33,8 @@ const (
 	recheckWait = time.Second      // until another try
 )
 
-// newWorkload returns once there are an SVID and bundles.
-func newWorkload(ctx context.Context, address string, log *slog.Logger) (_ *workload, err error) {
+// newWorkload returns once there are bundles, and the SVID whose SPIFFE ID has this path.
+func newWorkload(ctx context.Context, address, path string, log *slog.Logger) (_ *workload, err error) {
 	if err := workloadapi.ValidateAddress(address); err != nil {
 		return nil, fmt.Errorf("the Workload API %q: %w; it must be as in unix:///run/spire/agent.sock", address, err)
 	}
@@ -47,10 +45,10 @@ func newWorkload(ctx context.Context, address string, log *slog.Logger) (_ *work
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("the Workload API at %s: %w; is it running, and is this process registered there as"+
-				" spiffe://…/governor?", address, err), w.Close())
+				" spiffe://…%s?", address, err, path), w.Close())
 		}
 	}()
-	if w.svids, err = workloadapi.NewX509Source(ctx, options, workloadapi.WithDefaultX509SVIDPicker(governorSVID)); err != nil {
+	if w.svids, err = workloadapi.NewX509Source(ctx, options, workloadapi.WithDefaultX509SVIDPicker(ownSVID(path))); err != nil {
 		return nil, err
 	}
 	if w.BundleSource, err = workloadapi.NewBundleSource(ctx, options); err != nil {
@@ -61,20 +59,22 @@ func newWorkload(ctx context.Context, address string, log *slog.Logger) (_ *work
 		return nil, err
 	}
 	w.id = svid.ID
-	if role, err := identity.RoleOf(w.id, w.id.TrustDomain()); err != nil || role != identity.RoleGovernor {
+	if w.id.Path() != path {
 		return nil, fmt.Errorf("it knows this process as %s", w.id)
 	}
 	return w, nil
 }
 
-// governorSVID finds the governor's among those of a process that is registered for several.
-func governorSVID(svids []*x509svid.SVID) *x509svid.SVID {
-	for _, svid := range svids {
-		if role, err := identity.RoleOf(svid.ID, svid.ID.TrustDomain()); err == nil && role == identity.RoleGovernor {
-			return svid
+// ownSVID finds the one with this path among those of a process that is registered for several.
+func ownSVID(path string) func([]*x509svid.SVID) *x509svid.SVID {
+	return func(svids []*x509svid.SVID) *x509svid.SVID {
+		for _, svid := range svids {
+			if svid.ID.Path() == path {
+				return svid
+			}
 		}
+		return svids[0]
 	}
-	return svids[0]
 }
 
 // recheck judges all connections again with each new trust bundle, until ctx ends.

@@ -351,11 +351,11 @@ func (d *demo) prove(
 		return err
 	}
 	defer l.Close()
-	key, err := e.IssuerKey.Key()
+	issuers, err := e.Anchors()
 	if err != nil {
 		return err
 	}
-	report, err := entry.Verify(ctx, l, entry.Config{LogKey: e.LogKey, Issuers: []aat.Anchor{{Issuer: e.Issuer, Key: key}}})
+	report, err := entry.Verify(ctx, l, entry.Config{LogKey: e.LogKey, Issuers: issuers})
 	if err != nil {
 		return fmt.Errorf("the ledger does not verify: %w", err)
 	}
