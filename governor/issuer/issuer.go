@@ -1,6 +1,6 @@
 // Package issuer signs roots: the other key. It judges every request for itself, from the opener's own proofs and its own
-// ceiling, and takes nothing but the stamped sender on the word of the governor that carries the request. A stolen
-// governor key can therefore make no root.
+// ceiling. Where it checks openers' SVIDs, it takes nothing on the word of the governor that carries the request; else the stamped
+// sender alone. A stolen governor key can therefore make no root.
 package issuer
 
 import (

@@ -324,6 +324,39 @@ func TestVerifyFindsLies(t *testing.T) {
 	}
 }
 
+// A key that takes the place of others is one, and somebody made it who may.
+func TestVerifyFindsARotationThatIsNone(t *testing.T) {
+	for field, change := range map[string]func(*entry.Rotated){
+		"":              func(*entry.Rotated) {},
+		"rotated.of":    func(r *entry.Rotated) { r.Of = "log" },
+		"rotated.jwk":   func(r *entry.Rotated) { r.JWK.X = strings.Repeat("A", 43) },
+		"rotated.until": func(r *entry.Rotated) { r.Until = r.From - 1 },
+		"rotated.by":    func(r *entry.Rotated) { r.By = "" },
+	} {
+		l := entrytest.New("log.example", 5)
+		l.Rotate(entry.OfGovernor)
+		l.Tamper = func(e *entry.Entry) { l.Tamper = nil; change(e.Rotated) }
+		l.Rotate(entry.OfIssuer)
+		_, err := entry.Verify(t.Context(), l, l.Config())
+		if field == "" && err != nil {
+			t.Error(err)
+		}
+		if p, ok := errors.AsType[*entry.Problem](err); field != "" && (!ok || p.Index != 2 || p.Field != field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	l := entrytest.New("log.example", 5)
+	by := l.Operator
+	l.Operator = "dave"
+	l.Withdraw(by)
+	l.Operator = by
+	l.Rotate(entry.OfGovernor)
+	_, err := entry.Verify(t.Context(), l, l.Config())
+	if p, ok := errors.AsType[*entry.Problem](err); !ok || p.Field != "rotated.by" {
+		t.Errorf("by somebody who was withdrawn: %v", err)
+	}
+}
+
 // Whoever is withdrawn has nothing left by then, and does nothing until it is restored; and operators tell who they are.
 func TestVerifyFindsWhatAWithdrawnIdentityDid(t *testing.T) {
 	tools := aat.Tools{"read": entrytest.Tools["read"]}

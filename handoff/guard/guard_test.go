@@ -385,6 +385,46 @@ func TestTrust(t *testing.T) {
 	w.refuses(h, wire.CodeGuardGovernor)
 }
 
+// A key that comes does not make the guard forget what was revoked; one that goes does, and what was verified under it is over.
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	h := w.root().to("b")
+	w.permits(h)
+	next, old := seedKey("next governor"), w.governor
+	both := w.trusted()
+	both.GovernorKeys = []guard.GovernorKey{{Key: public(old)}, {Key: public(next)}}
+	for range 2 { // the second time it is the same
+		if err := w.guard.Update(both); err != nil {
+			t.Fatal(err)
+		}
+		w.permits(h)
+	}
+	w.governor = next
+	w.permits(w.root().to("c"))
+	alone := w.trusted()
+	alone.GovernorKeys = []guard.GovernorKey{{Key: public(next)}}
+	if err := w.guard.Update(alone); err != nil {
+		t.Fatal(err)
+	}
+	w.refuses(w.root().to("c"), wire.CodeGuardFeed)
+	w.snapshot("", "")
+	w.permits(w.root().to("c"))
+	w.refuses(h, wire.CodeAlternation)
+
+	stranger := w.trusted()
+	stranger.URI = "https://other.example/issuer"
+	if err := w.guard.Update(stranger); err == nil {
+		t.Error("an issuer is trusted that was not before")
+	}
+	none := w.trusted()
+	none.Keys = nil
+	if err := w.guard.Update(none); err == nil {
+		t.Error("an issuer without a key is trusted")
+	}
+	w.permits(w.root().to("c"))
+}
+
 // Every governor's key lapses at its own time, whichever stands first: a key that was stolen after its end is worth nothing.
 func TestEveryKeyLapses(t *testing.T) {
 	t.Parallel()

@@ -352,6 +352,17 @@ func (l *Log) Restore(agent string) {
 	delete(l.withdrawn, agent)
 }
 
+// Rotate replaces a key of the governor or the issuer, as entry.Rotated.Of says.
+func (l *Log) Rotate(of string) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		panic(err)
+	}
+	l.Write(&entry.Entry{Kind: entry.KindRotated, Rotated: &entry.Rotated{
+		Of: of, JWK: jwk(key), From: 1_800_000_000, Until: 1_800_000_600, By: l.Operator, Reason: "every quarter",
+	}}, Item{})
+}
+
 func (l *Log) identity(agent, effect string) {
 	l.Write(&entry.Entry{
 		Kind: entry.KindIdentity, Identity: &entry.Identity{Name: agent, Effect: effect, By: l.Operator, Reason: "its key was published"},
