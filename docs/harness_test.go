@@ -21,7 +21,7 @@ func TestChecks(t *testing.T) {
 		"remembered":               {page: "'''sh\nmkdir d\n'''\ntext\n'''console\n$ cd d\n$ A=1\n'''\n'''console\n$ basename $PWD$A\nd1\n'''"},
 		"may fail":                 {page: "'''console\n$ (exit 3)\n$ echo $?\n3\n'''"},
 		"background":               {page: "'''console\n$ (echo up; exec sleep 60) &\nup\n$ kill $!\n'''"},
-		"background to a file":     {page: "'''console\n$ (echo up; exec sleep 60) > f &\n$ until grep up f; do :; done\nup\n'''"},
+		"background to a file":     {page: "'''console\n$ (echo up; exec sleep 60) > f &\n$ until grep -s up f; do :; done\nup\n'''"},
 		"not run":                  {page: "<!-- not run: it would take a day -->\n\n'''sh\nexit 1\n'''"},
 		"in the repository":        {page: "<!-- in the repository -->\n'''sh\ntest -f go.mod\n'''\n'''sh\ntest ! -f go.mod\n'''"},
 		"go statements":            {page: "<!-- given: ctx context.Context -->\n'''go\nd, ok := ctx.Deadline()\nfmt.Println(d)\n'''"},

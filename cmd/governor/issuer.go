@@ -43,7 +43,8 @@ func issuerServeCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Sign roots for the governor, until it is told to stop",
 		Long: `Sign roots for the governor. A SPIFFE Workload API must know this process as spiffe://<trust domain>/issuer, and the governor
-as /governor there; nobody else is served. governor.yaml names the address: "issuer: {url: https://host:8443}".
+as /governor there: it alone has roots signed. governor.yaml names the address: "issuer: {url: https://host:8443}". The keys that sign
+roots are at /v1/jwks, for everybody who has an SVID.
 
 A new key that "governor issuer rotate" has made is taken over within a second.`,
 		Example: `  governor issuer serve --dir /etc/handoff-issuer --listen 0.0.0.0:8443 --workload-api unix:///run/spire/agent.sock

@@ -14,14 +14,15 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
-// This file is an issuer in a process of its own, and the governor's side of it: HTTP with JSON. Who may ask, the server's TLS
-// configuration says; it is the governor alone.
+// This file is an issuer in a process of its own, and the governor's side of it: HTTP with JSON, over mTLS with SVIDs. The governor
+// alone can have roots signed; the keys are for everybody whom the trust bundles vouch for.
 
 // Paths of an issuer's server.
 const (
@@ -49,10 +50,15 @@ const (
 	keysWithin = time.Minute // how old what is known of the keys may get
 )
 
-// Handler serves an issuer.
+// Handler serves an issuer. The server's TLS configuration must have checked the SVID of whoever asks.
 func Handler(i *Issuer, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathRoots, func(w http.ResponseWriter, r *http.Request) {
+		if peer := peerOf(r); peer != i.cfg.Governor {
+			log.WarnContext(r.Context(), "refused: not the governor", "spiffe_id", peer, "remote", r.RemoteAddr)
+			http.Error(w, "only the governor has roots signed", http.StatusForbidden)
+			return
+		}
 		var asked rootRequest
 		answer := rootResponse{Keys: wire.NewJWKS(i.Keys())}
 		err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxRoot), &asked, json.RejectUnknownMembers(true))
@@ -70,6 +76,18 @@ func Handler(i *Issuer, log *slog.Logger) http.Handler {
 	})
 	mux.HandleFunc("GET "+pathKeys, func(w http.ResponseWriter, _ *http.Request) { respond(w, wire.NewJWKS(i.Keys())) })
 	return mux
+}
+
+// peerOf is the SPIFFE ID of whoever asks, "" for nobody.
+func peerOf(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return ""
+	}
+	id, err := x509svid.IDFromCert(r.TLS.PeerCertificates[0])
+	if err != nil {
+		return ""
+	}
+	return id.String()
 }
 
 func respond(w http.ResponseWriter, answer any) {

@@ -94,7 +94,7 @@ func StartIssuer(ctx context.Context, cfg IssuerConfig) (_ *IssuerServer, err er
 	}
 	s.URL = "https://" + listener.Addr().String()
 	s.server = &http.Server{
-		Handler: issuer.Handler(i, cfg.Logger), TLSConfig: identity.ServerTLS(s.workload.svids, s.workload, identity.OnlyPeer(governor)),
+		Handler: issuer.Handler(i, cfg.Logger), TLSConfig: identity.ServerTLS(s.workload.svids, s.workload, identity.AnyPeer),
 		ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}

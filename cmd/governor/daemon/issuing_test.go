@@ -121,6 +121,19 @@ func TestIssuerElsewhere(t *testing.T) {
 		t.Errorf("the issuer's keys are %v", keys.IssuerKeys)
 	}
 
+	// Everybody with an SVID is told of the keys.
+	s := w.Source("/guard/tools")
+	transport := &http.Transport{TLSClientConfig: identity.ClientTLS(s, s, identity.OnlyPeer(spiffeid.RequireFromString(keys.Issuer)))}
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Get(w.server.URL + "/v1/jwks")
+	check(t, err)
+	defer response.Body.Close()
+	var published wire.JWKS
+	check(t, json.UnmarshalRead(response.Body, &published))
+	if jwks := published.JWKs(); len(jwks) != 2 || jwks[0] != next[0].JWK() || published.Keys[0].Kid != jwks[0].Thumbprint() {
+		t.Errorf("published: %+v", published)
+	}
+
 	// Made while it runs, a key is taken over without a restart.
 	third, err := daemon.RotateRing(next, time.Now(), keyring.Schedule{Announce: time.Hour, Keep: 24 * time.Hour})
 	check(t, err)
@@ -138,6 +151,20 @@ func TestIssuerElsewhere(t *testing.T) {
 			t.Fatalf("the issuer has %d keys", len(keys.IssuerKeys))
 		}
 		<-time.After(100 * time.Millisecond)
+	}
+
+	// A key whose time is over is destroyed.
+	third[1].Until = time.Now().Add(time.Second)
+	check(t, daemon.SaveRing(file, third))
+	for end := time.Now().Add(10 * time.Second); ; <-time.After(100 * time.Millisecond) {
+		left, err := daemon.LoadRing(file)
+		check(t, err)
+		if len(left) == 2 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("there are %d keys", len(left))
+		}
 	}
 }
 
