@@ -31,10 +31,12 @@ type Config struct {
 	Keys   *Keys
 
 	// URI names the governor in proofs (aud) and on the revocation feed (iss). LogName is the ledger's checkpoint origin,
-	// LogKey its note verifier key, which agents and strangers are told.
+	// LogKey its note verifier key, which agents and strangers are told; LogKeys, where it is there, is what it is now, with the ring
+	// that it is the current one of.
 	URI     string
 	LogName string
 	LogKey  string
+	LogKeys func() (current string, ring keyring.Ring)
 
 	// PastIssuerKeys are those that signed roots before: what the ledger has of them is read back.
 	PastIssuerKeys []aat.JWK

@@ -72,9 +72,13 @@ func refused(e *wire.Error) any {
 
 // keys tells whom to trust.
 func (g *Governor) keys() wire.Keys {
+	logKey := g.cfg.LogKey
+	if g.cfg.LogKeys != nil {
+		logKey, _ = g.cfg.LogKeys()
+	}
 	return wire.Keys{
 		Governor: g.cfg.URI, Issuer: g.cfg.Issuer.URI(), IssuerKeys: g.cfg.Issuer.Keys(), GovernorKeys: g.cfg.Keys.Public(),
-		Ending: g.cfg.Keys.ending(), Log: g.cfg.LogName, LogKey: g.cfg.LogKey,
+		Ending: g.cfg.Keys.ending(), Log: g.cfg.LogName, LogKey: logKey,
 	}
 }
 

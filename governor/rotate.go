@@ -13,11 +13,11 @@ import (
 
 // This file is how an operator has a key replaced, and what anybody may know of keys.
 
-// rotate replaces the governor's key, or the issuer's where it is in this process. It is on record before it is so.
+// rotate replaces the governor's key, the log's, or the issuer's where it is in this process. It is on record before it is so.
 func (g *Governor) rotate(ctx context.Context, of string, stolen bool, by, reason string) (uint64, *wire.Error) {
 	switch {
-	case of != entry.OfGovernor && of != entry.OfIssuer:
-		return 0, wire.Refuse(wire.CodeMalformed, "of must be governor or issuer")
+	case of != entry.OfGovernor && of != entry.OfIssuer && of != entry.OfLog:
+		return 0, wire.Refuse(wire.CodeMalformed, "of must be governor, issuer or log")
 	case len(reason) > wire.MaxPurpose:
 		return 0, wire.Refuse(wire.CodeMalformed, fmt.Sprintf("reason must have at most %d bytes", wire.MaxPurpose))
 	case g.cfg.Rotate == nil:
@@ -78,6 +78,9 @@ func (g *Governor) rotate(ctx context.Context, of string, stolen bool, by, reaso
 // endUnder ends what hangs on a key that nobody trusts any more: under the issuer's all sessions, under the governor's all handoffs.
 func (g *Governor) endUnder(b *batch, of, by string) error {
 	reason := "the key of the " + of + " was stolen"
+	if of == entry.OfLog {
+		return nil
+	}
 	if of == entry.OfIssuer {
 		for _, s := range b.st.opened() {
 			if err := g.close(b, s, by, reason, nil); err != nil {
@@ -99,6 +102,12 @@ func (g *Governor) keysList() wire.OperatorResponse {
 	var out wire.OperatorResponse
 	for _, k := range g.cfg.Keys.Live() {
 		out.Keys = append(out.Keys, KeyTimes(entry.OfGovernor, k))
+	}
+	if g.cfg.LogKeys != nil {
+		_, ring := g.cfg.LogKeys()
+		for _, k := range ring {
+			out.Keys = append(out.Keys, KeyTimes(entry.OfLog, k))
+		}
 	}
 	if issuer, ok := g.cfg.Issuer.(interface{ Ring() keyring.Ring }); ok {
 		for _, k := range issuer.Ring() {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/governor/keyring"
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -168,12 +169,80 @@ func TestIssuerKeyRotates(t *testing.T) {
 	}
 }
 
+// The log's key is replaced: for a while both sign, and then the new one alone; what the old one has signed is believed on.
+func TestLogKeyRotates(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use, quickly)
+	a, op := w.agent("a"), w.operator()
+	checkpoint := func() []byte {
+		t.Helper()
+		a.session(readFiles()) // the log grows
+		return []byte(op.operate(wire.VerbCheckpoint, wire.OperatorRequest{}).Checkpoint)
+	}
+	opens := func(signed []byte, key string) bool {
+		_, err := entry.OpenCheckpoint(signed, key)
+		return err == nil
+	}
+	old := a.keysOf().LogKey
+	before := checkpoint()
+	op.rotate(entry.OfLog, false)
+	if announced := checkpoint(); !opens(announced, old) || strings.Count(string(announced), "\n— ") != 1 {
+		t.Errorf("announced: %s", announced)
+	}
+	clock.advance(quick.Announce + time.Second)
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !is(); <-time.After(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	await("the old key is still the one", func() bool { return a.keysOf().LogKey != old })
+	young := a.keysOf().LogKey
+	both := checkpoint()
+	if !opens(both, old) || !opens(both, young) {
+		t.Errorf("signed by both: %s", both)
+	}
+	clock.advance(quick.Overlap + quick.Keep)
+	var alone []byte
+	await("the old key still signs", func() bool { alone = checkpoint(); return !opens(alone, old) })
+	if !opens(alone, young) || blocks(t, w, "log.pem") != 1 {
+		t.Errorf("signed by the new key: %s", alone)
+	}
+	w.stop() // and the record is verified, with what was seen before
+	e, err := daemon.LoadEndpoint(w.cfg.Dir)
+	if err != nil || e.LogKey != young || len(e.PastLogKeys) != 1 || e.PastLogKeys[0] != old {
+		t.Errorf("governor.json: %+v, %v", e, err)
+	}
+	l, err := ledger.Open(daemon.LedgerPath(w.cfg.Dir), ledger.Config{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := verifierConfig(t, e)
+	config.Seen = [][]byte{before, both, alone}
+	if _, err := entry.Verify(t.Context(), l, config); err != nil {
+		t.Error(err)
+	}
+	config.PastLogKeys = nil
+	if _, err := entry.Verify(t.Context(), l, config); err == nil {
+		t.Error("a checkpoint is believed that an unknown key has signed")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	if k := w.agent("a").keysOf(); k.LogKey != young {
+		t.Errorf("after a restart the key is %s", k.LogKey)
+	}
+}
+
 // A stolen key is worth nothing from the moment it is replaced.
 func TestStolenKeyEnds(t *testing.T) {
 	w := newWorld(t)
 	a, op := w.agent("a"), w.operator()
 	root := a.session(readFiles())
-	for _, of := range []string{entry.OfGovernor, entry.OfIssuer} {
+	for _, of := range []string{entry.OfGovernor, entry.OfIssuer, entry.OfLog} {
 		op.rotate(of, true)
 		if n := blocks(t, w, of+".pem"); n != 1 {
 			t.Errorf("%d keys in the file of the %s", n, of)
@@ -195,14 +264,14 @@ func TestRotationRefused(t *testing.T) {
 		c.Rotation = keyring.Schedule{Announce: time.Hour, Overlap: time.Hour, Keep: time.Hour}
 	})
 	op := w.operator()
-	for _, q := range []wire.OperatorRequest{{}, {Of: "log"}, {Of: entry.OfGovernor, Reason: strings.Repeat("x", wire.MaxPurpose+1)}} {
+	for _, q := range []wire.OperatorRequest{{}, {Of: "logs"}, {Of: entry.OfGovernor, Reason: strings.Repeat("x", wire.MaxPurpose+1)}} {
 		if out := op.operate(wire.VerbKeysRotate, q); code(out) != wire.CodeMalformed {
 			t.Errorf("%+v: %v", q, out.Error)
 		}
 	}
 	op.rotate(entry.OfGovernor, false)
 	out := op.operate(wire.VerbKeysList, wire.OperatorRequest{})
-	if len(out.Keys) != 3 || out.Keys[0].Of != "governor" || out.Keys[0].Taken == 0 || out.Keys[1].From == 0 || out.Keys[2].Of != "issuer" {
+	if len(out.Keys) != 4 || out.Keys[0].Of != "governor" || out.Keys[0].Taken == 0 || out.Keys[1].From == 0 || out.Keys[2].Of != "log" || out.Keys[3].Of != "issuer" {
 		t.Errorf("%+v", out.Keys)
 	}
 }

@@ -559,7 +559,7 @@ func verifierConfig(t testing.TB, e daemon.Endpoint) entry.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return entry.Config{LogKey: e.LogKey, Issuers: anchors}
+	return entry.Config{LogKey: e.LogKey, PastLogKeys: e.PastLogKeys, Issuers: anchors}
 }
 
 type natsMsg = nats.Msg

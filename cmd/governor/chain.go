@@ -345,7 +345,7 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 	if err != nil {
 		return err
 	}
-	cfg := entry.Config{LogKey: p.LogKey, Issuers: issuers}
+	cfg := entry.Config{LogKey: p.LogKey, PastLogKeys: p.PastLogKeys, Issuers: issuers}
 	for _, file := range seen {
 		checkpoint, err := readSmall(file)
 		if err != nil {

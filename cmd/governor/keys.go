@@ -18,7 +18,7 @@ import (
 
 // This file has the verbs about the keys that sign links and roots.
 
-var signers = []string{entry.OfGovernor, entry.OfIssuer}
+var signers = []string{entry.OfGovernor, entry.OfIssuer, entry.OfLog}
 
 func keysCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -35,10 +35,10 @@ func keysCommand() *cobra.Command {
 		},
 		keysRotateCommand(),
 		&cobra.Command{
-			Use:   "jwks governor|issuer",
+			Use:   "jwks governor|issuer|log",
 			Short: "Print the keys that are trusted, as a JWK set",
 			Long: `Print the keys that are trusted now, the current one first, as a JWK set (RFC 7517): those of the governor, which hold odd links
-and sign the revocation feed, or those of the issuer, which sign roots.`,
+and sign the revocation feed, those of the issuer, which sign roots, or those of the log, which sign checkpoints.`,
 			Example:   "  governor keys jwks issuer > issuer.jwks",
 			Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 			ValidArgs: signers,
@@ -64,7 +64,7 @@ func keysRotateCommand() *cobra.Command {
 	var stolen bool
 	var reason string
 	cmd := &cobra.Command{
-		Use:   "rotate governor|issuer",
+		Use:   "rotate governor|issuer|log",
 		Short: "Make a new key, which takes the place of the one before",
 		Long: `Make a new key, on record and without a restart. It is announced first, and used two minutes later: agents and guards ask for
 keys every minute. Offers that name the governor's key before it are taken for ten minutes more, and what was taken is good as long
@@ -72,6 +72,9 @@ as it lives, a day at the most. Then the old key is destroyed.
 
 With --stolen the keys before it end at once. What was handed out under them is worth nothing then: tasks that are claimed, and for the
 issuer's key every session.
+
+The log's key is announced for a day, and for thirty more both sign each checkpoint: so long has whoever holds the old one against
+checkpoints to take the new one, which "handoff keys" shows.
 
 The issuer's key can be replaced here where the issuer is in the governor's process; "governor issuer rotate" does it elsewhere.`,
 		Example:   "  governor keys rotate governor --reason 'every quarter'\n  governor keys rotate issuer --stolen",

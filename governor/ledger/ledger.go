@@ -83,7 +83,7 @@ type Config struct {
 	// log for ever. Empty: whatever log the file is of, which must exist.
 	LogName string
 	// Signer signs checkpoints; its name must be LogName. Nil: [Ledger.Checkpoint] returns the newest that the file
-	// holds.
+	// holds. [Ledger.SignWith] replaces it.
 	Signer note.Signer
 	// ReadOnly opens the file of a governor that does not run. Several processes may do so at once.
 	ReadOnly bool
@@ -112,8 +112,9 @@ type Ledger struct {
 	mu         sync.Mutex // held for moments, never during a commit
 	tree       tree       // over the committed entries
 	bundle     string     // digest of the newest that a committed entry put in force
-	checkpoint []byte     // the newest signed
-	signed     uint64     // its size
+	signers    []note.Signer
+	checkpoint []byte // the newest signed
+	signed     uint64 // its size
 }
 
 // Open opens the ledger in the file path, and creates it where there is none. The file has mode 0600 and belongs to one
@@ -127,6 +128,9 @@ func Open(path string, cfg Config) (_ *Ledger, err error) {
 			cfg.LogName)
 	}
 	l := &Ledger{cfg: cfg, log: cfg.Logger}
+	if cfg.Signer != nil {
+		l.signers = []note.Signer{cfg.Signer}
+	}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("opening ledger %s: %w", path, explain(err))
@@ -444,7 +448,7 @@ func putBatch(tx *bbolt.Tx, tree *tree, next uint64, batch []prepared) error {
 // are gone, and watermark is the number of entries that the state stands on. It is a commit of its own, and stores a
 // fresh checkpoint, so that after a crash the file can be verified where it lies.
 func (l *Ledger) PutLive(watermark uint64, changes map[string][]byte) error {
-	if l.cfg.Signer != nil {
+	if l.signs() {
 		if _, err := l.Checkpoint(); err != nil {
 			return err
 		}
@@ -509,7 +513,7 @@ func (l *Ledger) Close() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	var err error
-	if l.broken == nil && !l.cfg.ReadOnly && l.cfg.Signer != nil {
+	if l.broken == nil && !l.cfg.ReadOnly && l.signs() {
 		if _, err = l.Checkpoint(); err == nil {
 			err = l.update(func(*bbolt.Tx) error { return nil })
 		}

@@ -162,12 +162,32 @@ func (r tileHashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
+// SignWith has checkpoints signed by these keys from now on, each by all: so whoever knows one of them can check it, while one
+// takes the place of another.
+func (l *Ledger) SignWith(signers ...note.Signer) error {
+	for _, s := range signers {
+		if s.Name() != l.cfg.LogName {
+			return fmt.Errorf("a checkpoint key is named %q, the log %q: they must be the same", s.Name(), l.cfg.LogName)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.signers, l.checkpoint, l.signed = signers, nil, 0
+	return nil
+}
+
+func (l *Ledger) signs() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.signers) > 0
+}
+
 // Checkpoint returns the signed checkpoint of all entries (C2SP tlog-checkpoint, a signed note). Without a signer it is
 // the newest that the file holds, which may be of fewer entries, or [ErrNotFound].
 func (l *Ledger) Checkpoint() ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.cfg.Signer == nil {
+	if len(l.signers) == 0 {
 		if l.checkpoint == nil {
 			return nil, fmt.Errorf("%w: no checkpoint was ever signed", ErrNotFound)
 		}
@@ -177,7 +197,7 @@ func (l *Ledger) Checkpoint() ([]byte, error) {
 		return l.checkpoint, nil
 	}
 	c := entry.Checkpoint{Origin: l.cfg.LogName, Size: l.tree.size, Root: l.tree.root()}
-	signed, err := note.Sign(&note.Note{Text: c.String()}, l.cfg.Signer)
+	signed, err := note.Sign(&note.Note{Text: c.String()}, l.signers...)
 	if err != nil {
 		return nil, fmt.Errorf("signing the checkpoint of %d entries: %w", c.Size, err)
 	}

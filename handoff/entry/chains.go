@@ -295,8 +295,8 @@ func (s *step) rotated(r *Rotated) error {
 		return s.bad("rotated.jwk", "is no key: %v", err)
 	}
 	switch {
-	case r.Of != OfGovernor && r.Of != OfIssuer:
-		return s.bad("rotated.of", "must be governor or issuer")
+	case r.Of != OfGovernor && r.Of != OfIssuer && r.Of != OfLog:
+		return s.bad("rotated.of", "must be governor, issuer or log")
 	case r.From <= 0 || r.Until < r.From:
 		return s.bad("rotated.until", "is before the new key is used")
 	case r.By == "":

@@ -199,11 +199,12 @@ const (
 const (
 	OfGovernor = "governor"
 	OfIssuer   = "issuer"
+	OfLog      = "log"
 )
 
-// Rotated says that a key of the governor or the issuer takes the place of those before it.
+// Rotated says that a key of the governor, the issuer or the log takes the place of those before it.
 type Rotated struct {
-	Of     string  `json:"of"`    // governor | issuer
+	Of     string  `json:"of"`    // governor | issuer | log
 	JWK    aat.JWK `json:"jwk"`   // the new key
 	From   int64   `json:"from"`  // Unix seconds: from then on it signs what is new
 	Until  int64   `json:"until"` // Unix seconds: those before it are trusted until then; at From where they are not trusted any more

@@ -36,6 +36,8 @@ type LeafSource interface {
 type Config struct {
 	// LogKey is the key that signs the log's checkpoints, a note verifier key (`name+hash+base64`). Required.
 	LogKey string
+	// PastLogKeys are those that signed before it: checkpoints of then are believed, too.
+	PastLogKeys []string
 	// Issuers are the keys that sign roots, past ones too. Required where the log has sessions.
 	Issuers []aat.Anchor
 	// Governors are the governor's keys, past ones too. Empty: whichever the admitted offers name, so that whoever wrote
@@ -96,7 +98,7 @@ func Verify(ctx context.Context, src Source, cfg Config) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	checkpoint, err := OpenCheckpoint(signed, cfg.LogKey)
+	checkpoint, err := cfg.checkpoint(signed)
 	if err != nil {
 		return Report{}, err
 	}
@@ -151,10 +153,24 @@ type milestone struct {
 	seen bool // before this verification
 }
 
+// checkpoint opens one that the log's key has signed, or one before it.
+func (cfg Config) checkpoint(signed []byte) (Checkpoint, error) {
+	c, err := OpenCheckpoint(signed, cfg.LogKey)
+	for _, key := range cfg.PastLogKeys {
+		if err == nil {
+			break
+		}
+		if past, failed := OpenCheckpoint(signed, key); failed == nil {
+			c, err = past, nil
+		}
+	}
+	return c, err
+}
+
 func (cfg Config) milestones(newest Checkpoint) (milestones, error) {
 	m := milestones{newest.Size: {root: newest.Root}}
 	for _, signed := range cfg.Seen {
-		c, err := OpenCheckpoint(signed, cfg.LogKey)
+		c, err := cfg.checkpoint(signed)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("a checkpoint seen before: %w", err)

@@ -328,7 +328,7 @@ func TestVerifyFindsLies(t *testing.T) {
 func TestVerifyFindsARotationThatIsNone(t *testing.T) {
 	for field, change := range map[string]func(*entry.Rotated){
 		"":              func(*entry.Rotated) {},
-		"rotated.of":    func(r *entry.Rotated) { r.Of = "log" },
+		"rotated.of":    func(r *entry.Rotated) { r.Of = "logs" },
 		"rotated.jwk":   func(r *entry.Rotated) { r.JWK.X = strings.Repeat("A", 43) },
 		"rotated.until": func(r *entry.Rotated) { r.Until = r.From - 1 },
 		"rotated.by":    func(r *entry.Rotated) { r.By = "" },

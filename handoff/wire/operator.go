@@ -16,7 +16,7 @@ type OperatorRequest struct {
 	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
 	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
-	Of      string `json:"of,omitempty"`      // keys.rotate: governor | issuer
+	Of      string `json:"of,omitempty"`      // keys.rotate: governor | issuer | log
 	Stolen  bool   `json:"stolen,omitzero"`   // keys.rotate: the keys there are end at once
 	Name    string `json:"name,omitempty"`    // identity.withdraw, identity.restore: whose; identity.list: those after it
 }
@@ -50,9 +50,9 @@ type Health struct {
 	Held     int    `json:"held"` // decisions that wait for approval
 }
 
-// KeyTimes are the times of a key of the governor or the issuer, in Unix seconds; 0 is no bound.
+// KeyTimes are the times of a key of the governor, the issuer or the log, in Unix seconds; 0 is no bound.
 type KeyTimes struct {
-	Of    string  `json:"of"` // governor | issuer
+	Of    string  `json:"of"` // governor | issuer | log
 	JWK   aat.JWK `json:"jwk"`
 	From  int64   `json:"from,omitzero"`  // it signs what is new from then on
 	Taken int64   `json:"taken,omitzero"` // what is new and names it is taken until then

@@ -27,7 +27,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/devspiffe"
@@ -92,11 +91,12 @@ type Limits struct {
 
 // Endpoint is what a client must know to connect: the content of governor.json.
 type Endpoint struct {
-	TrustDomain string `json:"trust_domain"`
-	Log         string `json:"log"`
-	LogKey      string `json:"log_key"` // note verifier key
-	Issuer      string `json:"issuer"`
-	Governor    string `json:"governor"`
+	TrustDomain string   `json:"trust_domain"`
+	Log         string   `json:"log"`
+	LogKey      string   `json:"log_key"`                 // note verifier key
+	PastLogKeys []string `json:"past_log_keys,omitempty"` // that signed checkpoints before it
+	Issuer      string   `json:"issuer"`
+	Governor    string   `json:"governor"`
 	// IssuerKeys are all that ever signed roots, the newest first: the record has roots of each.
 	IssuerKeys []aat.JWK `json:"issuer_keys"`
 	URL        string    `json:"url,omitempty"`     // of the daemon that ran last
@@ -184,7 +184,11 @@ func checkWhole(dir string, files []string) error {
 	}
 	for _, name := range files {
 		file := filepath.Join(dir, keysDir, name)
-		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		_, err := os.Stat(file)
+		if name == logFile && errors.Is(err, os.ErrNotExist) {
+			_, err = os.Stat(filepath.Join(dir, keysDir, oldLogFile))
+		}
+		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("%w: there is a ledger in %s, and its key %s is missing; restore it from a copy, or begin anew in another directory",
 				ErrLost, dir, file)
 		}
@@ -241,15 +245,19 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if d.keys, err = loadKeys(cfg, d.Endpoint.Log); err != nil {
 		return nil, err
 	}
-	signer, err := note.NewSigner(d.keys.log)
+	signers, logKey, err := d.keys.logSigners()
 	if err != nil {
-		return nil, fmt.Errorf("the log's key: %w", err)
+		return nil, err
 	}
-	d.Endpoint.LogKey = d.keys.logVerifier
-	if d.ledger, err = ledger.Open(LedgerPath(cfg.Dir), ledger.Config{LogName: d.Endpoint.Log, Signer: signer, Logger: cfg.Logger}); err != nil {
+	d.Endpoint.PastLogKeys = pastKeys(d.Endpoint, logKey)
+	d.Endpoint.LogKey = logKey
+	if d.ledger, err = ledger.Open(LedgerPath(cfg.Dir), ledger.Config{LogName: d.Endpoint.Log, Signer: signers[0], Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	d.closers = append(d.closers, d.ledger.Close)
+	if err := d.ledger.SignWith(signers...); err != nil {
+		return nil, err
+	}
 
 	store, err := d.policy(cfg)
 	if err != nil {
@@ -273,7 +281,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.Endpoint.IssuerKeys = allKeys(root.Keys(), d.Endpoint.IssuerKeys)
 	d.governor, err = governor.New(ctx, governor.Config{
 		Bus: d.bus.Governor(), Log: d.ledger, Policy: policy{store, d.home.Name()}, Issuer: root, PastIssuerKeys: d.Endpoint.IssuerKeys, Keys: governorKeys,
-		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, KnownAgent: d.knownAgent,
+		URI: d.Endpoint.Governor, LogName: d.Endpoint.Log, LogKey: d.Endpoint.LogKey, LogKeys: d.keys.logKeys, KnownAgent: d.knownAgent,
 		Rotate: d.rotate, Withdrawn: d.setWithdrawn, MaxWithdrawn: cfg.Limits.Withdrawn, MaxSessions: cfg.Limits.Sessions, MaxOpen: cfg.Limits.Handoffs, Now: cfg.Now, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -284,7 +292,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.keys.mu.Lock() // an operator may be here already
-	d.keys.endpoint = d.Endpoint
+	d.keys.endpoint, d.keys.signing = d.Endpoint, len(signers)
 	d.keys.mu.Unlock()
 	d.run(context.WithoutCancel(ctx), cfg.Logger)
 	select {
@@ -406,7 +414,7 @@ func (d *Daemon) name(cfg Config) error {
 	td := d.home.Name()
 	d.Endpoint = Endpoint{
 		TrustDomain: td, Log: td + "/handoff", Issuer: "spiffe://" + td + "/issuer", Governor: "spiffe://" + td + "/governor",
-		IssuerKeys: known.IssuerKeys,
+		IssuerKeys: known.IssuerKeys, LogKey: known.LogKey, PastLogKeys: known.PastLogKeys,
 	}
 	if d.workload == nil {
 		d.Endpoint.Sockets = filepath.Join(cfg.Dir, "ca", "sock")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -12,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
 	"github.com/handoff-governor/handoff-governor/governor/keyring"
@@ -21,30 +20,36 @@ import (
 
 // keys are those of a data directory, apart so that each can be taken away on its own.
 type keys struct {
-	dir         string
-	log         string // note signer key
-	logVerifier string
+	dir     string
+	logName string
 
 	mu       sync.Mutex
+	log      keyring.Ring
 	governor keyring.Ring
 	issuer   keyring.Ring // empty where roots are signed elsewhere
 	now      func() time.Time
 	schedule keyring.Schedule
+	logTimes keyring.Schedule // schedule of the log's key
 	opened   *governor.Keys
 	here     *issuer.Issuer // where it is
 	endpoint Endpoint       // as governor.json says
+	signing  int            // keys that sign checkpoints
 }
 
 const (
 	keysDir      = "keys"
 	governorFile = "governor.pem"
 	issuerFile   = "issuer.pem"
-	logFile      = "log.note"
+	logFile      = "log.pem"
+	oldLogFile   = "log.note"
 )
 
 // DefaultRotation is how long the replacement of a key takes: agents and guards ask for keys every minute, and no grant lives
 // longer than a day.
 var DefaultRotation = keyring.Schedule{Announce: 2 * time.Minute, Overlap: 10 * time.Minute, Keep: 24 * time.Hour}
+
+// LogRotation is how long the replacement of the log's key takes: people and programs elsewhere hold it against checkpoints.
+var LogRotation = keyring.Schedule{Announce: 24 * time.Hour, Keep: 30 * 24 * time.Hour}
 
 // keyFiles are those of every directory that has a ledger.
 func keyFiles(cfg Config) []string {
@@ -56,7 +61,7 @@ func keyFiles(cfg Config) []string {
 
 // loadKeys reads the keys, and makes those that a new directory lacks.
 func loadKeys(cfg Config, logName string) (*keys, error) {
-	k := &keys{dir: filepath.Join(cfg.Dir, keysDir), now: cfg.Now, schedule: cmp.Or(cfg.Rotation, DefaultRotation)}
+	k := &keys{dir: filepath.Join(cfg.Dir, keysDir), logName: logName, now: cfg.Now, schedule: cmp.Or(cfg.Rotation, DefaultRotation), logTimes: cmp.Or(cfg.Rotation, LogRotation)}
 	if k.now == nil {
 		k.now = time.Now
 	}
@@ -77,25 +82,33 @@ func loadKeys(cfg Config, logName string) (*keys, error) {
 			return nil, err
 		}
 	}
-	file := filepath.Join(k.dir, logFile)
-	raw, err := readPrivate(file)
+	if k.log, err = k.loadLog(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// loadLog reads the log's keys. A directory of before they could be replaced has one as a note's signer key.
+func (k *keys) loadLog() (keyring.Ring, error) {
+	file, old := filepath.Join(k.dir, logFile), filepath.Join(k.dir, oldLogFile)
+	raw, err := readPrivate(old)
 	if errors.Is(err, os.ErrNotExist) {
-		var signer, verifier string
-		if signer, verifier, err = note.GenerateKey(rand.Reader, logName); err != nil {
-			return k, err
-		}
-		if err = createFile(file, []byte(signer+"\n"+verifier+"\n")); err == nil || errors.Is(err, os.ErrExist) {
-			raw, err = readPrivate(file)
-		}
+		return LoadRing(file)
 	}
 	if err != nil {
 		return nil, err
 	}
-	var ok bool
-	if k.log, k.logVerifier, ok = strings.Cut(strings.TrimSpace(string(raw)), "\n"); !ok {
-		return nil, fmt.Errorf("%s must have two lines: the signer's key and the verifier's", file)
+	signer, _, _ := strings.Cut(string(raw), "\n")
+	fields := strings.SplitN(signer, "+", 5) // PRIVATE+KEY+name+hash+base64, which may have more of these
+	seed, err := base64.StdEncoding.DecodeString(fields[len(fields)-1])
+	if err != nil || len(seed) != 1+ed25519.SeedSize {
+		return nil, fmt.Errorf("%s is no note's signer key", old)
 	}
-	return k, nil
+	ring := keyring.Of(ed25519.NewKeyFromSeed(seed[1:]))
+	if err := SaveRing(file, ring); err != nil {
+		return nil, err
+	}
+	return ring, os.Remove(old)
 }
 
 // LoadRing reads the keys of a file, and makes one where there is none.

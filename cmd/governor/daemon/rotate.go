@@ -1,15 +1,21 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/handoff-governor/handoff-governor/governor"
 	"github.com/handoff-governor/handoff-governor/governor/issuer"
@@ -39,6 +45,9 @@ func (d *Daemon) rotate(of string, stolen bool) (keyring.Ring, func() error, err
 		ring, file, replace = &k.issuer, issuerFile, func(r keyring.Ring) error { return k.here.Replace(r) }
 	}
 	schedule := k.schedule
+	if of == entry.OfLog {
+		ring, file, replace, schedule = &k.log, logFile, func(keyring.Ring) error { return d.signLog() }, k.logTimes
+	}
 	if stolen {
 		schedule = keyring.Schedule{}
 	}
@@ -89,10 +98,10 @@ func (d *Daemon) keepKeys(ctx context.Context, log *slog.Logger) {
 			log.ErrorContext(ctx, "a key whose time is over could not be destroyed; trying again", "err", err)
 		}
 		d.keys.mu.Lock()
-		err := d.keys.tell(d.root.Keys())
+		err := errors.Join(d.keys.tell(d.root.Keys()), d.signLog())
 		d.keys.mu.Unlock()
 		if err != nil {
-			log.ErrorContext(ctx, "governor.json lacks a key of the issuer; trying again", "err", err)
+			log.ErrorContext(ctx, "governor.json lacks a key; trying again", "err", err)
 		}
 	}
 }
@@ -123,6 +132,12 @@ func (k *keys) prune() error {
 		if err := k.opened.Replace(left); err != nil {
 			return err
 		}
+	}
+	if left, less := k.log.Prune(k.now()); less {
+		if err := SaveRing(filepath.Join(k.dir, logFile), left); err != nil {
+			return err
+		}
+		k.log = left
 	}
 	if left, less := k.issuer.Prune(k.now()); less {
 		if err := SaveRing(filepath.Join(k.dir, issuerFile), left); err != nil {
@@ -162,7 +177,7 @@ func (d *Daemon) issuer(ctx context.Context, cfg Config) (governor.Issuer, error
 // ReadKeyTimes reads the keys of a data directory whose governor does not run.
 func ReadKeyTimes(dir string, now time.Time) ([]wire.KeyTimes, error) {
 	var times []wire.KeyTimes
-	for of, file := range map[string]string{entry.OfGovernor: governorFile, entry.OfIssuer: issuerFile} {
+	for of, file := range map[string]string{entry.OfGovernor: governorFile, entry.OfIssuer: issuerFile, entry.OfLog: logFile} {
 		path := filepath.Join(dir, keysDir, file)
 		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 			continue // it is elsewhere
@@ -176,4 +191,72 @@ func ReadKeyTimes(dir string, now time.Time) ([]wire.KeyTimes, error) {
 		}
 	}
 	return times, nil
+}
+
+// noteKeys are a key of the log as C2SP's signed notes have them.
+func noteKeys(name string, key ed25519.PrivateKey) (note.Signer, string, error) {
+	verifier, err := note.NewEd25519VerifierKey(name, key.Public().(ed25519.PublicKey))
+	if err != nil {
+		return nil, "", err
+	}
+	hash := strings.Split(strings.TrimPrefix(verifier, name+"+"), "+")[0]
+	const ed25519Note = 1 // its algorithm
+	secret := base64.StdEncoding.EncodeToString(append([]byte{ed25519Note}, key.Seed()...))
+	signer, err := note.NewSigner("PRIVATE+KEY+" + name + "+" + hash + "+" + secret)
+	return signer, verifier, err
+}
+
+// logSigners are the keys that sign checkpoints now, the current one first, with its verifier key. The caller has locked, or is alone.
+func (k *keys) logSigners() (signers []note.Signer, current string, err error) {
+	for _, key := range k.log.Live(k.now()) {
+		if k.now().Before(key.From) {
+			continue // announced
+		}
+		signer, verifier, err := noteKeys(k.logName, key.Private)
+		if err != nil {
+			return nil, "", fmt.Errorf("the log's key: %w", err)
+		}
+		signers = append(signers, signer)
+		current = cmp.Or(current, verifier)
+	}
+	if len(signers) == 0 { // the clock was set back behind all of them
+		signer, verifier, err := noteKeys(k.logName, k.log[0].Private)
+		return []note.Signer{signer}, verifier, err
+	}
+	return signers, current, nil
+}
+
+// logKeys are the verifier key in use, and the keys that are trusted.
+func (k *keys) logKeys() (current string, ring keyring.Ring) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.endpoint.LogKey, k.log.Live(k.now())
+}
+
+// signLog has checkpoints signed by the keys of now, and governor.json say so first. The caller has locked.
+func (d *Daemon) signLog() error {
+	signers, current, err := d.keys.logSigners()
+	if err != nil {
+		return err
+	}
+	if current == d.keys.endpoint.LogKey && len(signers) == d.keys.signing {
+		return nil
+	}
+	now := d.keys.endpoint
+	now.PastLogKeys = pastKeys(now, current)
+	now.LogKey = current
+	if err := saveEndpoint(filepath.Dir(d.keys.dir), now); err != nil {
+		return err
+	}
+	d.keys.endpoint, d.keys.signing = now, len(signers)
+	return d.ledger.SignWith(signers...)
+}
+
+// pastKeys are those that signed checkpoints before current.
+func pastKeys(e Endpoint, current string) []string {
+	past := e.PastLogKeys
+	if e.LogKey != "" && e.LogKey != current && !slices.Contains(past, e.LogKey) {
+		past = append(slices.Clip(past), e.LogKey)
+	}
+	return past
 }

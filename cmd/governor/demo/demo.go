@@ -355,7 +355,7 @@ func (d *demo) prove(
 	if err != nil {
 		return err
 	}
-	report, err := entry.Verify(ctx, l, entry.Config{LogKey: e.LogKey, Issuers: issuers})
+	report, err := entry.Verify(ctx, l, entry.Config{LogKey: e.LogKey, PastLogKeys: e.PastLogKeys, Issuers: issuers})
 	if err != nil {
 		return fmt.Errorf("the ledger does not verify: %w", err)
 	}
