@@ -390,7 +390,7 @@ func TestAttackShareOfBytes(t *testing.T) {
 	w := newWorld(t, func(c *streams.Config) { c.Limits.IngressBytes = 64 << 20 })
 	crowd, flood, calm := w.join("agent/crowd"), w.join("agent/flood"), w.join("agent/calm")
 	for range 5_000 {
-		_, err := crowd.js.PublishAsync(wire.OfferSubject("s", "b"), []byte("small"))
+		_, err := crowd.js.PublishAsync(wire.OfferSubject("s", "b"), []byte("small"), jetstream.WithStallWait(10*time.Second))
 		check(t, err)
 	}
 	<-crowd.js.PublishAsyncComplete()

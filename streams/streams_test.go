@@ -707,7 +707,7 @@ func TestManyAndLargeMessages(t *testing.T) {
 	a := w.join("agent/a")
 	const small, large = 5_000, 40
 	for i := range small {
-		_, err := a.js.PublishAsync(wire.OfferSubject("s", "b"), fmt.Append(nil, i))
+		_, err := a.js.PublishAsync(wire.OfferSubject("s", "b"), fmt.Append(nil, i), jetstream.WithStallWait(10*time.Second))
 		check(t, err)
 	}
 	<-a.js.PublishAsyncComplete()
