@@ -121,7 +121,7 @@ func TestRotation(t *testing.T) {
 			ttl, lives = 20*time.Second, 2
 		}
 		w := daemontest.New(t, in, func(c *daemon.Config) { c.SVIDTTL = ttl })
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		w.RenewEvery(ttl / 6)
 		w.Start()
