@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"regexp"
 	"strings"
 	"sync"
@@ -213,12 +214,13 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		return cert, err
 	}
 	c.line, c.pulls = newLine(), newLine()
-	reconnects := uint64(0) // of which NATS has told; its callbacks come one by one, and late
+	sockets := &sockets{dialer: net.Dialer{Timeout: timeout}, lost: func() { c.line.lost(); c.pulls.lost() }}
 	c.nc, err = nats.Connect(c.cfg.URL,
 		nats.Name(string(c.name)),
 		nats.Secure(config),
 		nats.TLSHandshakeFirst(),
 		nats.Timeout(timeout),
+		nats.SetCustomDialer(sockets),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(firstRetry),
 		nats.ReconnectJitter(firstRetry, firstRetry),
@@ -232,25 +234,24 @@ func (c *Client) connect(ctx context.Context) (err error) {
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.log.InfoContext(c.ctx, "disconnected from the governor", "error", err)
-			c.line.lost()
-			c.pulls.lost()
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			if reconnects++; nc.Stats().Reconnects != reconnects {
-				return // that connection is gone already, and the next one is told of in a moment
-			}
 			c.log.InfoContext(c.ctx, "reconnected to the governor")
-			c.line.begin()
-			c.pulls.begin()
+			sockets.use(nc.IsConnected, c.begin)
 		}),
 	)
 	if err != nil {
 		return fmt.Errorf("handoff: connecting to the governor: %w", err)
 	}
-	c.line.begin()
-	c.pulls.begin()
+	sockets.use(c.nc.IsConnected, c.begin)
 	c.js, err = jetstream.NewWithAPIPrefix(c.nc, wire.InboxPrefix)
 	return err
+}
+
+// begin has everything asked on the connection that there is now.
+func (c *Client) begin() {
+	c.line.begin()
+	c.pulls.begin()
 }
 
 // rotate reconnects when renew says so, and with each new SVID, before the server ends the connection because the SVID that it began with expires.

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
@@ -498,6 +500,54 @@ func TestLostConnection(t *testing.T) {
 		if err := task.Complete(ctx, nil); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// doubtful are trust bundles that are not there for a while.
+type doubtful struct {
+	x509bundle.Source
+	gone  atomic.Bool
+	asked chan struct{}
+}
+
+func (d *doubtful) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if d.gone.Load() {
+		d.asked <- struct{}{}
+		return nil, errors.New("gone")
+	}
+	return d.Source.GetX509BundleForTrustDomain(td)
+}
+
+// A connection that comes to nothing after it was dialled, over and over, is none, and the next that is good is used.
+func TestConnectionsInVain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	bundles := &doubtful{Source: w.source("/agent/planner"), asked: make(chan struct{})}
+	planner := w.agent("planner", func(c *handoff.Config) { c.Bundles = bundles })
+	w.session(planner)
+	bundles.gone.Store(true)
+	if err := handoff.Lose(planner); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		select {
+		case <-bundles.asked:
+		case <-w.ctx().Done():
+			t.Fatal("the client does not try again")
+		}
+	}
+	bundles.gone.Store(false)
+	go func() {
+		for {
+			select {
+			case <-bundles.asked:
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	if _, err := planner.OpenSession(within(t, 20*time.Second), handoff.SessionRequest{Objective: "test", Tools: readFiles("/a")}); err != nil {
+		t.Error(err)
 	}
 }
 
