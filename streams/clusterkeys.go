@@ -30,8 +30,10 @@ type ClusterKeys struct {
 	Accounts []byte `json:"accounts"`
 	// Routes is the password that the servers have for one another.
 	Routes string `json:"routes"`
-	// OperatorJWT are the claims of the operator, which are public.
+	// OperatorJWT are the claims of the operator, which are public, and SystemJWT those of the account System. The latter are
+	// made once: servers that have different ones take them from one another every half minute.
 	OperatorJWT string `json:"operator_jwt"`
+	SystemJWT   string `json:"system_jwt"`
 }
 
 // clusterKeys are ClusterKeys, ready for use.
@@ -85,6 +87,13 @@ func NewClusterKeys() (keys *ClusterKeys, operatorSeed string, err error) {
 		return nil, "", err
 	}
 	if keys.OperatorJWT, err = claims.Encode(root); err != nil {
+		return nil, "", err
+	}
+	parsed, err := keys.parse()
+	if err != nil {
+		return nil, "", err
+	}
+	if keys.SystemJWT, err = parsed.systemAccount().Encode(parsed.operator); err != nil {
 		return nil, "", err
 	}
 	seed, err := root.Seed()
@@ -150,9 +159,6 @@ func (k *clusterKeys) accountKey(role Role, name string) string {
 
 // ownAccounts are the governor's: the system account, its own, and the callout's.
 func (k *clusterKeys) ownAccounts() []*jwt.AccountClaims {
-	system := jwt.NewAccountClaims(k.systemKey)
-	system.Name = "SYSTEM"
-
 	governor := jwt.NewAccountClaims(k.governorKey)
 	governor.Name = governorAccount
 	governor.Limits.JetStreamLimits = jwt.JetStreamLimits{
@@ -176,7 +182,14 @@ func (k *clusterKeys) ownAccounts() []*jwt.AccountClaims {
 	callout.Authorization = jwt.ExternalAuthorization{
 		AuthUsers: jwt.StringList{k.calloutUserKey}, AllowedAccounts: jwt.StringList{jwt.AnyAccount}, XKey: k.xkeyKey,
 	}
-	return []*jwt.AccountClaims{system, governor, callout}
+	return []*jwt.AccountClaims{k.systemAccount(), governor, callout}
+}
+
+// systemAccount is the one that servers must know before anybody can tell them of others.
+func (k *clusterKeys) systemAccount() *jwt.AccountClaims {
+	system := jwt.NewAccountClaims(k.systemKey)
+	system.Name = "SYSTEM"
+	return system
 }
 
 // identityAccount is the account of one identity.

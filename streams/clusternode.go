@@ -77,10 +77,10 @@ resolver {
   allow_delete: false
   interval: "30s"
 }
+# The governor gives the servers all accounts but this one. It must not give them here, too: each time that this file is read,
+# a server would go back to what stands in it.
 resolver_preload {
-{{- range .Preload}}
-  {{.Account}}: {{.Claims}}
-{{- end}}
+  {{.System}}: {{.SystemJWT}}
 }
 `))
 
@@ -95,18 +95,12 @@ func (n ClusterNode) Config(keys *ClusterKeys) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("streams: %w", err)
 	}
+	if keys.SystemJWT == "" {
+		return "", errors.New("streams: the cluster's keys have no system_jwt")
+	}
 	sentinel, err := parsed.sentinel()
 	if err != nil {
 		return "", err
-	}
-	type account struct{ Account, Claims string }
-	var preload []account
-	for _, claims := range parsed.ownAccounts() {
-		token, err := claims.Encode(parsed.operator)
-		if err != nil {
-			return "", err
-		}
-		preload = append(preload, account{claims.Subject, token})
 	}
 	if n.Cluster == "" {
 		n.Cluster = "handoff"
@@ -129,7 +123,7 @@ func (n ClusterNode) Config(keys *ClusterKeys) (string, error) {
 		"Cluster": quote(n.Cluster), "Password": keys.Routes,
 		"Store": quote(n.Store), "Accounts": quote(n.Store + "/accounts"), "Cert": quote(n.Cert), "Key": quote(n.Key),
 		"Bundle": quote(n.Bundle), "PID": pid, "MaxPayload": wire.MaxPayload, "Timeout": int(authTimeout.Seconds()),
-		"Operator": keys.OperatorJWT, "System": parsed.systemKey, "Sentinel": sentinel, "Preload": preload,
+		"Operator": keys.OperatorJWT, "System": parsed.systemKey, "Sentinel": sentinel, "SystemJWT": keys.SystemJWT,
 	})
 	return out.String(), err
 }
