@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,7 +50,8 @@ var binary = sync.OnceValues(func() (string, error) {
 func Start(t testing.TB, n int, keys *streams.ClusterKeys, files func(node string) Files) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
-	clients, routes := ports(t, n), ports(t, n)
+	free := Ports(t, 2*n)
+	clients, routes := free[:n], free[n:]
 	dir := t.TempDir()
 	for i := range n {
 		name := fmt.Sprintf("nats-%d", i+1)
@@ -155,21 +158,23 @@ func (c *Cluster) awaitListening(addr string, i int) {
 	}
 }
 
-// ports are some that were free a moment ago.
-func ports(t testing.TB, n int) []string {
+// Ports are addresses of which nobody listens on any. They are below those that the system gives to whoever asks for any
+// port, so that none of them is taken meanwhile, nor while a server is down.
+func Ports(t testing.TB, n int) []string {
 	t.Helper()
+	const first, last = 10_000, 32_000
 	var addresses []string
-	var open []net.Listener
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		check(t, err)
-		open = append(open, l)
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		check(t, err)
+	for tries := 0; len(addresses) < n; tries++ {
+		port := strconv.Itoa(first + rand.N(last-first))
+		l, err := net.Listen("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			if tries > 1000 {
+				t.Fatal(err)
+			}
+			continue
+		}
+		defer l.Close() // not before all are found, so that none is found twice
 		addresses = append(addresses, net.JoinHostPort("localhost", port))
-	}
-	for _, l := range open {
-		check(t, l.Close())
 	}
 	return addresses
 }
