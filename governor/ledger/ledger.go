@@ -546,7 +546,7 @@ func (l *Ledger) update(change func(*bbolt.Tx) error) error {
 			if err := change(tx); err != nil {
 				return err
 			}
-			if signed != l.stored {
+			if len(checkpoint) > 0 && signed != l.stored { // there is none between new signers and their first
 				if err := tx.Bucket(bucketMeta).Put(metaCheckpoint, checkpoint); err != nil {
 					return err
 				}

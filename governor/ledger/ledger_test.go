@@ -496,6 +496,32 @@ func TestSnapshotIsALedger(t *testing.T) {
 	}
 }
 
+// A crash after the keys were replaced, and before they have signed, leaves the checkpoint that there was.
+func TestCrashBeforeNewKeysSign(t *testing.T) {
+	log := history(20)
+	l, _ := openFor(t, log)
+	mustAppend(t, l, log.Items[:10])
+	if err := l.PutLive(10, nil); err != nil { // stores a checkpoint
+		t.Fatal(err)
+	}
+	if err := l.SignWith(log.Signer); err != nil { // as each start does
+		t.Fatal(err)
+	}
+	mustAppend(t, l, log.Items[10:])
+	path := filepath.Join(t.TempDir(), "crashed.db")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := l.Snapshot(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if report := ledgertest.Check(t, path, log.Config()); report.Entries != 20 || report.Checkpoint.Size != 10 {
+		t.Errorf("%+v", report)
+	}
+}
+
 func TestUseAfterClose(t *testing.T) {
 	log := history(3)
 	l, _ := openFor(t, log)
