@@ -64,6 +64,18 @@ func TestSecurityPage(t *testing.T) {
 	}
 }
 
+// Whatever page names a test, it is there.
+func TestNamedTestsExist(t *testing.T) {
+	tests, _ := testsOf(t)
+	for _, p := range readPages(t) {
+		for _, m := range aTest.FindAllStringSubmatch(p.text, -1) {
+			if !strings.Contains(tests, "func "+m[1]+"(t *testing.T)") {
+				t.Errorf("%s: there is no test %s", p.path, m[1])
+			}
+		}
+	}
+}
+
 // testsOf is the text of all tests, and that of the attack suite.
 func testsOf(t *testing.T) (tests, attacks string) {
 	t.Helper()

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/handoff-governor/handoff-governor/governor/failpoint"
 	"github.com/handoff-governor/handoff-governor/governor/keyring"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
@@ -293,6 +294,7 @@ func (g *Governor) begin(ctx context.Context) error {
 	if err := g.republish(ctx, newest); err != nil {
 		return fmt.Errorf("publishing again what may have been lost: %w", err)
 	}
+	failpoint.At("republished")
 	return g.feed.beat()
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/handoff-governor/handoff-governor/governor/failpoint"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -104,7 +105,9 @@ func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[st
 	if stored, err := g.cfg.Bus.Stored(ctx); err == nil { // else the mark stays where it was
 		all[liveOut] = outMark{g.outUpTo(watermark), stored}.encode()
 	}
-	return g.cfg.Log.PutLive(watermark, all)
+	err := g.cfg.Log.PutLive(watermark, all)
+	failpoint.At("flushed")
+	return err
 }
 
 // rebuild reads the state back from the ledger.

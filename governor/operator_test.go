@@ -70,3 +70,49 @@ func TestSessionEntries(t *testing.T) {
 		t.Errorf("a session that never was: %+v", page)
 	}
 }
+
+// Who asks again for what it has brought about, since the answer was lost, is answered the same, and nothing more happens.
+// Another operator is told that there is nothing to do.
+func TestOperatorAsksAgain(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, holdOffers)))
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	other := &agent{w: w, t: t}
+	other.connect("/operator/other")
+	root := a.session(readFiles())
+	offer := func() (id string, held uint64) {
+		t.Helper()
+		o := root.offer(b.name, "work")
+		return o.id, *a.verdict(o.id).Entry
+	}
+	waiting, _ := offer()
+	claimed, second := offer()
+	_, denied := offer()
+	yes := wire.OperatorRequest{Index: second, Approve: true}
+	ask := func(what, verb string, q wire.OperatorRequest) {
+		t.Helper()
+		first := op.operate(verb, q)
+		size := op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries
+		if again := op.operate(verb, q); first.Error != nil || again.Error != nil || again.Entry != first.Entry || again.Effect != first.Effect {
+			t.Errorf("%s: %+v, then %+v", what, first, again)
+		}
+		if another := other.operate(verb, q); another.Error == nil {
+			t.Errorf("%s, by another: %+v", what, another)
+		}
+		if after := op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries; after != size {
+			t.Errorf("%s: asking again has written %d entries", what, after-size)
+		}
+	}
+	ask("approving", wire.VerbApprove, yes)
+	ask("denying", wire.VerbApprove, wire.OperatorRequest{Index: denied})
+	if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: denied, Approve: true}); out.Error == nil {
+		t.Errorf("approving what was denied: %+v", out)
+	}
+	grant, _ := b.claim(root.session, claimed)
+	ask("revoking what is not claimed", wire.VerbRevoke, wire.OperatorRequest{ID: waiting, Reason: "test"})
+	ask("revoking a task", wire.VerbRevoke, wire.OperatorRequest{ID: claimed, Reason: "test"})
+	if out := op.operate(wire.VerbRevoke, wire.OperatorRequest{ID: grant.leaf().Claims.ID, Reason: "test"}); out.Error != nil {
+		t.Errorf("revoking the grant of a revoked task: %+v", out)
+	}
+	ask("revoking a session", wire.VerbRevoke, wire.OperatorRequest{ID: root.session, Reason: "test"})
+	ask("withdrawing", wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: b.name, Reason: "test"})
+}

@@ -241,6 +241,11 @@ func (g *Governor) approve(ctx context.Context, of uint64, by string, yes bool) 
 	if err != nil {
 		return 0, "", unavailable(err)
 	}
+	if refusal != nil && refusal.Code == wire.CodeHandoffUnknown {
+		if at, became, found := g.approvedBefore(of, by, yes); found {
+			return at, became, nil
+		}
+	}
 	return index, effect, refusal
 }
 

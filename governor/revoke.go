@@ -46,6 +46,11 @@ func (g *Governor) revokeGrant(ctx context.Context, id, by, reason string) (inde
 	if err != nil {
 		return 0, unavailable(err)
 	}
+	if refusal != nil && refusal.Code != wire.CodeWithdrawn {
+		if at, found := g.revokedBefore(id, by); found {
+			return at, nil
+		}
+	}
 	return index, refusal
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/handoff-governor/handoff-governor/governor/failpoint"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -39,6 +40,7 @@ type batch struct {
 	undo    []func()        // of what is not in the state, should the batch fail
 	durable []func()        // called once its entries are on record, before its effects leave; they must not wait
 	judging time.Duration   // spent on asking the policy again
+	kinds   []string        // what its entries are, for failpoints; empty where there are none
 }
 
 // maxJudging is how long a batch may ask the policy again before what is left waits for another turn: nobody else's
@@ -129,10 +131,28 @@ func (b *batch) write(e *entry.Entry, k known, ids []string, attach func(*ledger
 		return err
 	}
 	b.records = append(b.records, record)
+	if failpoint.On {
+		b.kinds = append(b.kinds, kindOf(e))
+	}
 	for _, id := range ids {
 		b.ids[id] = true
 	}
 	return nil
+}
+
+// kindOf is what a failpoint calls an entry.
+func kindOf(e *entry.Entry) string {
+	switch {
+	case e.Decided != nil && e.Kind == entry.KindDecided:
+		return e.Decided.Stage + "_" + e.Decided.Effect
+	case e.Claimed != nil && e.Claimed.Supersedes != "":
+		return "taken_over"
+	case e.Claimed != nil && e.Claimed.Ends != "":
+		return "transferred"
+	case e.Kind == entry.KindResult && e.Result != nil:
+		return "result_" + e.Result.Effect
+	}
+	return string(e.Kind)
 }
 
 // maxBatch bounds how many proposals share a commit: enough to spread an fsync thin, few enough that the first need not
@@ -179,10 +199,12 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 	b, err := g.order(members)
 	ordered := err == nil
 	if ordered {
+		failpoint.At("ordered", b.kinds...)
 		err = g.record(ctx, b)
 		ordered = !errors.Is(err, ledger.ErrIDUsed) // one of them is to blame, not the disk
 	}
 	if err == nil {
+		failpoint.At("recorded", b.kinds...)
 		for _, tell := range b.durable {
 			tell()
 		}
@@ -279,6 +301,7 @@ func (g *Governor) deliver(ctx context.Context, in <-chan *batch) {
 		for i, p := range b.members {
 			p.settle(failed(i))
 		}
+		failpoint.At("settled", b.kinds...)
 	}
 }
 
@@ -306,6 +329,7 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 			return all("publishing revocations", err)
 		}
 	}
+	failpoint.At("revoked", b.kinds...)
 	undelivered := map[int]error{}
 	if len(b.effects.inbox) > 0 {
 		err := g.cfg.Bus.Deliver(ctx, b.effects.inbox)
@@ -323,11 +347,13 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 			g.log.WarnContext(ctx, "some inbox messages could not be stored", "messages", len(some.Failed), "err", err)
 		}
 	}
+	failpoint.At("delivered", b.kinds...)
 	for agent, entries := range b.effects.receipts {
 		if err := g.receipt(agent, entries); err != nil {
 			return all("publishing receipts", err)
 		}
 	}
+	failpoint.At("receipted", b.kinds...)
 	return func(i int) error { return undelivered[i] }
 }
 

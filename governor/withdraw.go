@@ -44,10 +44,11 @@ func (g *Governor) setIdentity(ctx context.Context, i entry.Identity) wire.Opera
 	defer g.identities.Unlock()
 	var index uint64
 	var refusal *wire.Error
+	var already *uint64 // the entry that has withdrawn it
 	durable, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		done <- g.do(ctx, func(b *batch) error {
-			if refusal = g.identityRefusal(b, i); refusal != nil {
+			if refusal, already = g.identityRefusal(b, i); refusal != nil {
 				return nil
 			}
 			if i.Effect == entry.Withdrawn {
@@ -73,7 +74,11 @@ func (g *Governor) setIdentity(ctx context.Context, i entry.Identity) wire.Opera
 			if err != nil {
 				return wire.OperatorResponse{Error: unavailable(err)}
 			}
-			return wire.OperatorResponse{Error: refusal}
+			if already == nil || !g.withdrewBefore(*already, i.By) {
+				return wire.OperatorResponse{Error: refusal}
+			}
+			index = *already
+			done <- nil
 		}
 	case <-durable: // whoever waits for messages to leave does not keep a connection open for it
 	}
@@ -119,23 +124,24 @@ func (g *Governor) checkIdentity(i entry.Identity) *wire.Error {
 	return nil
 }
 
-func (g *Governor) identityRefusal(b *batch, i entry.Identity) *wire.Error {
+// identityRefusal says why an identity cannot be withdrawn or restored. Where it is withdrawn already, it names the entry.
+func (g *Governor) identityRefusal(b *batch, i entry.Identity) (refusal *wire.Error, already *uint64) {
 	if refusal := b.st.acts(i.By); refusal != nil {
-		return refusal
+		return refusal, nil
 	}
 	at, withdrawn := b.st.withdrawn[i.Name]
 	switch {
 	case i.Effect == entry.Restored && !withdrawn:
-		return wire.Refuse(wire.CodeNotWithdrawn, "this identity is not withdrawn")
+		return wire.Refuse(wire.CodeNotWithdrawn, "this identity is not withdrawn"), nil
 	case i.Effect == entry.Restored:
-		return nil
+		return nil, nil
 	case withdrawn:
-		return wire.Refuse(wire.CodeWithdrawn, fmt.Sprintf("this identity was withdrawn already, by entry %d", at))
+		return wire.Refuse(wire.CodeWithdrawn, fmt.Sprintf("this identity was withdrawn already, by entry %d", at)), &at
 	case len(b.st.withdrawn) >= g.cfg.MaxWithdrawn:
 		return wire.Refuse(wire.CodeWithdrawnLimit,
-			fmt.Sprintf("%d identities are withdrawn; first restore one that gets no SVID any more", len(b.st.withdrawn)))
+			fmt.Sprintf("%d identities are withdrawn; first restore one that gets no SVID any more", len(b.st.withdrawn))), nil
 	}
-	return nil
+	return nil, nil
 }
 
 // endAll ends what an agent holds and was handed: its sessions, the tasks that it works on, those that it has transferred

@@ -480,7 +480,6 @@ func TestWithdrawRefuses(t *testing.T) {
 		{wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: op.name}, wire.CodeForbidden},
 		{wire.VerbIdentityRestore, wire.OperatorRequest{Name: op.name}, wire.CodeForbidden},
 		{wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: daemontest.Name(t, "/agent/b"), Reason: strings.Repeat("x", wire.MaxPurpose+1)}, wire.CodeMalformed},
-		{wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: daemontest.Name(t, "/agent/a")}, wire.CodeWithdrawn},
 		{wire.VerbIdentityRestore, wire.OperatorRequest{Name: daemontest.Name(t, "/agent/b")}, wire.CodeNotWithdrawn},
 		{wire.VerbIdentityRestore, wire.OperatorRequest{Name: "x"}, wire.CodeMalformed},
 	} {

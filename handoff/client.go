@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -352,8 +353,10 @@ func (c *Client) Close() error {
 	}
 	c.work.Wait()
 	if c.nc != nil && !c.nc.IsClosed() {
-		if err := c.nc.FlushTimeout(drainWithin); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
-			errs = append(errs, fmt.Errorf("handoff: flushing: %w", err))
+		if c.nc.IsConnected() { // else nobody is there, and what counts is receipted
+			if err := c.nc.FlushTimeout(drainWithin); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+				errs = append(errs, fmt.Errorf("handoff: flushing: %w", err))
+			}
 		}
 		c.nc.Close()
 	}
@@ -380,6 +383,9 @@ func (c *Client) dispatch(msg delivery) {
 	if in.kind == wire.KindTask {
 		c.tasks.notice(in)
 		return
+	}
+	if in.kind == wire.KindVerdict && slices.ContainsFunc(in.verdict.Reasons, func(r wire.Reason) bool { return r.Code == wire.CodeGovernorKey }) {
+		c.replaced(nil) // by another, and that one is not taken any more
 	}
 	if in.id == "" {
 		c.log.WarnContext(c.ctx, "the governor could not tell what it refuses", "reasons", in.verdict.Reasons)

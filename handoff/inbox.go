@@ -222,6 +222,7 @@ func (t *tasks) passOver(ctx context.Context, in *inboxMessage, a wire.Claimed) 
 // begin makes the Task of a granted claim.
 func (t *tasks) begin(ctx context.Context, a wire.Claimed, in *inboxMessage) (*Task, error) {
 	c := t.client
+	c.replaced(a.GovernorJWK)
 	grant, err := c.grant(ctx, a.Chain)
 	if err != nil {
 		return nil, err

@@ -64,3 +64,13 @@ func (c *Client) trusted(ctx context.Context) (*keys, error) {
 	}
 	return c.askKeys(ctx)
 }
+
+// replaced has the keys asked for again where they are not those of now: the governor names another for the next offer. Nil:
+// it takes no offers that name this one.
+func (c *Client) replaced(now *aat.JWK) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now == nil || c.keys != nil && c.keys.GovernorKeys[0] != *now {
+		c.keys = nil
+	}
+}

@@ -71,6 +71,7 @@ func (c *Client) OpenSession(ctx context.Context, r SessionRequest) (*Session, e
 	if err != nil {
 		return nil, err
 	}
+	c.replaced(answer.GovernorJWK)
 	grant, err := c.grant(ctx, answer.Chain)
 	if err != nil {
 		return nil, fmt.Errorf("handoff: the root of session %s: %w", request.ID, err)
