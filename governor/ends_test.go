@@ -401,8 +401,9 @@ decision := {"effect": "allow", "ceiling": {"fs.list": {}}} if count(input.appro
 	w.start()
 	a, b = w.agent("a"), w.agent("b")
 	op := w.operator()
-	if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *v.Entry, Approve: true}); out.Error != nil {
-		t.Fatal(out.Error)
+	approved := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *v.Entry, Approve: true})
+	if approved.Error != nil {
+		t.Fatal(approved.Error)
 	}
 	got := a.verdict(o.id)
 	if got.Effect == wire.EffectHold { // published again at the start
@@ -415,8 +416,9 @@ decision := {"effect": "allow", "ceiling": {"fs.list": {}}} if count(input.appro
 	if tools := grant.leaf().Claims.Tools; !tools.Equal(aat.Tools{"fs.list": {}}) {
 		t.Errorf("granted %v, want what the ceiling leaves", tools)
 	}
-	if out := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *v.Entry, Approve: true}); out.Error == nil {
-		t.Error("the same hold was approved twice")
+	again := op.operate(wire.VerbApprove, wire.OperatorRequest{Index: *v.Entry, Approve: true})
+	if again.Error != nil || again.Entry != approved.Entry {
+		t.Errorf("the same hold was approved twice: %+v, then %+v", approved, again)
 	}
 }
 
