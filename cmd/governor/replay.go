@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/handoff-governor/handoff-governor/cmd/internal/cli"
 	"github.com/handoff-governor/handoff-governor/governor"
@@ -192,7 +190,7 @@ func (p *place) each(ctx context.Context, r record, f func(context.Context, *que
 		return 0, err
 	}
 	var read atomic.Uint64
-	defer progress(&read, total.Size)()
+	defer cli.Progress(func() string { return fmt.Sprintf("%d of %d entries", read.Load(), total.Size) })()
 
 	jobs := make(chan *question, 64)
 	var workers sync.WaitGroup
@@ -234,32 +232,6 @@ func (p *place) each(ctx context.Context, r record, f func(context.Context, *que
 		err = context.Cause(ctx)
 	}
 	return count, err
-}
-
-// progress shows on a terminal how far it is, until the returned func is called.
-func progress(read *atomic.Uint64, total uint64) (stop func()) {
-	if !term.IsTerminal(int(os.Stderr.Fd())) {
-		return func() {}
-	}
-	quit, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(200 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				fmt.Fprintf(os.Stderr, "\r%d of %d entries", read.Load(), total)
-			case <-quit:
-				fmt.Fprint(os.Stderr, "\r\x1b[K")
-				return
-			}
-		}
-	}()
-	return func() {
-		close(quit)
-		<-done
-	}
 }
 
 // bundles compiles the bundles of a ledger, and keeps the ones used last.

@@ -189,7 +189,7 @@ func prepare(o *Options) (*demo, error) {
 		return nil, err
 	}
 	if o.Data == "" {
-		if o.Data, err = temporary(); err != nil {
+		if o.Data, err = cli.TempDir("handoff-demo-", "ca/sock/=sagent=s"+coordinator+".sock"); err != nil {
 			return nil, err
 		}
 	}
@@ -204,17 +204,6 @@ func prepare(o *Options) (*demo, error) {
 		return nil, err
 	}
 	return &demo{module: mod, report: filepath.Join(o.Data, "report.md"), logs: logs}, nil
-}
-
-// temporary makes a directory that stays. The sockets of the agents lie in it, and a socket's path must be short: where the
-// system's own place is deep, as on macOS, it is /tmp.
-func temporary() (string, error) {
-	const name = "handoff-demo-"
-	base := os.TempDir()
-	if len(base)+len("/"+name+"4294967295/ca/sock/=sagent=s"+coordinator+".sock") > 103 {
-		base = "/tmp"
-	}
-	return os.MkdirTemp(base, name)
 }
 
 // limit bounds the demo: on a slow machine it takes a few seconds.

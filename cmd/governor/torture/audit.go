@@ -15,7 +15,7 @@ import (
 // audit is what a ledger says of the handoffs in it. It believes neither the governor nor its state.
 type audit struct {
 	offers        map[string]*audited // :: handoff ID
-	sessions      map[string]bool     // that are over
+	sessions      map[string]bool     // :: session ID → whether it is over
 	duplicated    int                 // offers decided, or results accepted, more than once
 	doubleGranted int                 // claims that left a task with two live grants
 	entries       uint64
@@ -26,6 +26,7 @@ type audited struct {
 	session string
 	decided int // at its offer
 	effect  string
+	claims  int
 	live    string // its live grant
 	results int    // accepted
 	over    bool   // revoked, denied later, or its session is over
@@ -71,6 +72,8 @@ func (a *audit) read(e *entry.Entry) {
 		a.offers[e.Handoff] = h
 	}
 	switch {
+	case e.Kind == entry.KindSession:
+		a.sessions[e.Session] = false
 	case e.Kind == entry.KindDecided && e.Decided.Stage == entry.StageOffer:
 		if h.decided++; h.decided > 1 {
 			a.duplicated++
@@ -83,6 +86,7 @@ func (a *audit) read(e *entry.Entry) {
 			a.doubleGranted++
 		}
 		h.live = e.Grant
+		h.claims++
 	case e.Kind == entry.KindResult && e.Result.Effect == wire.EffectAllow:
 		a.accept(h)
 	case e.Kind == entry.KindApproved && e.Approved.Decided != nil && e.Approved.Decided.Effect == wire.EffectDeny:

@@ -30,10 +30,10 @@ type child struct {
 
 const readyWithin = time.Minute
 
-// start runs program with args, and returns when it serves.
-func start(ctx context.Context, program string, args ...string) (*child, error) {
+// start runs program with args, and returns when it serves. What it logs goes to log, too.
+func start(ctx context.Context, log io.Writer, program string, args ...string) (*child, error) {
 	c := &child{cmd: exec.Command(program, args...), said: make(chan Report, 1), log: &tail{}, gone: make(chan struct{})}
-	c.cmd.Stderr = c.log
+	c.cmd.Stderr = io.MultiWriter(log, c.log)
 	// Signals of the terminal are the torturer's.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var err error
@@ -84,21 +84,26 @@ func (c *child) listen(out io.Reader) {
 
 // order has the daemon do something, and returns when it has, or is gone.
 func (c *child) order(what order) error {
+	_, err := c.ask(what)
+	return err
+}
+
+func (c *child) ask(what order) (Report, error) {
 	line, err := json.Marshal(what)
 	if err != nil {
-		return err
+		return Report{}, err
 	}
 	if _, err := c.orders.Write(append(line, '\n')); err != nil {
-		return err
+		return Report{}, err
 	}
 	select {
 	case r := <-c.said:
 		if r.Error != "" {
-			return errors.New(r.Error)
+			return r, errors.New(r.Error)
 		}
-		return nil
+		return r, nil
 	case <-c.gone:
-		return c.err
+		return Report{}, c.err
 	}
 }
 

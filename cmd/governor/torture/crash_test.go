@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,13 +84,8 @@ func newVictim(t *testing.T) *victim {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "hg") // its path is short enough for sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	v := &victim{
-		T: t, program: built, dir: filepath.Join(dir, "data"), policy: t.TempDir(), listen: clustertest.Ports(t, 1)[0],
+		T: t, program: built, dir: filepath.Join(shortDir(t), "data"), policy: t.TempDir(), listen: clustertest.Ports(t, 1)[0],
 		sources: map[string]*workloadapi.X509Source{},
 	}
 	if err := os.WriteFile(filepath.Join(v.policy, "policy.rego"), []byte(crashPolicy), 0o600); err != nil {
@@ -111,6 +107,17 @@ func newVictim(t *testing.T) *victim {
 	}
 	t.Cleanup(func() { v.operator.Close() })
 	return v
+}
+
+// shortDir is a directory whose path is short enough for sockets in it.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func (v *victim) config(path string) handoff.Config {
@@ -138,7 +145,7 @@ func (v *victim) within() context.Context {
 
 func (v *victim) start() {
 	v.Helper()
-	c, err := start(v.within(), v.program, v.args()...)
+	c, err := start(v.within(), io.Discard, v.program, v.args()...)
 	if err != nil {
 		v.Fatal(err)
 	}
@@ -423,7 +430,7 @@ func TestCrashAtStart(t *testing.T) {
 	h := v.offer(v.session(), v.writer)
 	v.governor.kill()
 	for range 3 {
-		if _, err := start(v.within(), v.program, append(v.args(), "--arm", "republished")...); !errors.Is(err, errNotStarted) {
+		if _, err := start(v.within(), io.Discard, v.program, append(v.args(), "--arm", "republished")...); !errors.Is(err, errNotStarted) {
 			t.Fatalf("a governor that was to die at its start: %v", err)
 		}
 	}

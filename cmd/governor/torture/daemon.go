@@ -20,6 +20,8 @@ import (
 type order struct {
 	Clock string `json:"clock,omitempty"` // by how much its clock jumps, as in -90s
 	Arm   string `json:"arm,omitempty"`   // the failpoint at which it ends
+	// Measure has it tell what it uses, garbage apart.
+	Measure bool `json:"measure,omitempty"`
 }
 
 // Report is what the daemon says: once when it serves, then after each order.
@@ -27,6 +29,9 @@ type Report struct {
 	URL     string            `json:"url,omitempty"`
 	Sockets map[string]string `json:"sockets,omitempty"` // :: path of a SPIFFE ID → address of its Workload API
 	Error   string            `json:"error,omitempty"`
+
+	Heap       uint64 `json:"heap,omitempty"` // bytes
+	Goroutines int    `json:"goroutines,omitempty"`
 }
 
 // Clock jumps.
@@ -66,8 +71,8 @@ func (o *Orders) Say(r Report) error {
 func (o *Orders) Obey() error {
 	lines := bufio.NewScanner(o.in)
 	for lines.Scan() {
-		var said Report
-		if err := o.obey(lines.Bytes()); err != nil {
+		said, err := o.obey(lines.Bytes())
+		if err != nil {
 			said.Error = err.Error()
 		}
 		if err := o.Say(said); err != nil {
@@ -77,20 +82,24 @@ func (o *Orders) Obey() error {
 	return lines.Err()
 }
 
-func (o *Orders) obey(line []byte) error {
+func (o *Orders) obey(line []byte) (said Report, err error) {
 	var what order
 	if err := json.Unmarshal(line, &what, json.RejectUnknownMembers(true)); err != nil {
-		return fmt.Errorf("an order cannot be read: %w", err)
+		return said, fmt.Errorf("an order cannot be read: %w", err)
 	}
 	if what.Clock != "" {
 		by, err := time.ParseDuration(what.Clock)
 		if err != nil {
-			return err
+			return said, err
 		}
 		o.Clock.ahead.Add(int64(by))
 	}
-	if what.Arm != "" {
-		return failpoint.Arm(what.Arm)
+	if what.Measure {
+		m := used()
+		said.Heap, said.Goroutines = m.heap, m.goroutines
 	}
-	return nil
+	if what.Arm != "" {
+		return said, failpoint.Arm(what.Arm)
+	}
+	return said, nil
 }

@@ -73,6 +73,44 @@ func (o *Output) Ended(word, format string, args ...any) error {
 	return err
 }
 
+// Progress shows on a terminal how far long work is, until the returned func is called.
+func Progress(far func() string) (stop func()) {
+	if !term.IsTerminal(int(os.Stderr.Fd())) {
+		return func() {}
+	}
+	const again = "\r\x1b[K"
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprint(os.Stderr, again+Clean(far()))
+			case <-quit:
+				fmt.Fprint(os.Stderr, again)
+				return
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
+}
+
+// TempDir makes a directory that stays. Sockets lie in it, the deepest as named, and a socket's path must be short: where the
+// system's own place is deep, as on macOS, it is in /tmp.
+func TempDir(name, deepest string) (string, error) {
+	const random, longest = "4294967295", 103
+	base := os.TempDir()
+	if len(base)+len("/"+name+random+"/"+deepest) > longest {
+		base = "/tmp"
+	}
+	return os.MkdirTemp(base, name)
+}
+
 // Pairs writes names and values, two columns. Pairs without a value are left out.
 func (o *Output) Pairs(pairs ...string) error {
 	width := 0
