@@ -45,7 +45,8 @@ type Config struct {
 	// Key is the process key, which grants are bound to. Nil: a new one, which ends with this Client. See [LoadKey].
 	Key ed25519.PrivateKey
 
-	// MaxTasks is how many tasks may be claimed and unfinished at once; [Client.Receive] waits beyond it. Zero: 64.
+	// MaxTasks is how many tasks may be claimed and neither finished nor transferred at once; [Client.Receive] waits beyond
+	// it. Zero: 64.
 	MaxTasks int
 	// Prefetch is how many tasks are claimed ahead of a Receive. It spares waiting, but keeps the tasks from other
 	// processes of the agent. Zero: none.

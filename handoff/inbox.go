@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -37,14 +38,15 @@ type tasks struct {
 	idle    *time.Timer              // ends that
 	ready   []*Task
 	active  map[string]*Task
-	done    *recent // IDs of tasks that need no notice any more
+	handed  map[string]*Task // transferred, and not claimed yet as far as is known
+	done    *recent          // IDs of tasks that need no notice any more
 	closed  bool
 }
 
 func newTasks(c *Client) *tasks {
 	t := &tasks{
 		client: c, changed: make(chan struct{}), waiting: map[string]*inboxMessage{}, active: map[string]*Task{},
-		done: newRecent(16_384),
+		handed: map[string]*Task{}, done: newRecent(16_384),
 	}
 	t.idle = time.AfterFunc(keepFor, t.rest)
 	return t
@@ -80,9 +82,11 @@ func (t *tasks) notice(in *inboxMessage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.client
-	if task := t.active[in.id]; task != nil && task.noticed(in) {
+	if task := t.active[in.id]; task != nil {
+		task.noticed(in)
 		return
-	} else if task != nil || t.done.has(in.id) {
+	}
+	if t.done.has(in.id) {
 		c.settle(in.Ack())
 		return
 	}
@@ -257,27 +261,48 @@ func (t *tasks) begin(ctx context.Context, a wire.Claimed, in *inboxMessage) (*T
 func (t *tasks) find(id string) *Task {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.active[id]
+	return cmp.Or(t.active[id], t.handed[id])
 }
 
-// end lets go of a task, and its notice leaves the inbox. When the client closes, it stays there: see close.
+// end lets go of a task. When the client closes, the notice stays in the inbox: see close.
 func (t *tasks) end(task *Task, cause error) {
 	if errors.Is(cause, ErrClosed) {
 		return
 	}
 	t.mu.Lock()
+	known := t.leave(task)
+	if t.handed[task.ID] == task {
+		delete(t.handed, task.ID)
+		known = true
+	}
+	t.mu.Unlock()
+	if known {
+		task.stop(cause)
+	}
+}
+
+// handOn makes room for another task in the place of one that was transferred. Its grant lives until the receiver claims,
+// and its lease is renewed until then: nobody may take it over, and the governor says when it is over.
+func (t *tasks) handOn(task *Task) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.leave(task) {
+		t.handed[task.ID] = task
+	}
+}
+
+// leave says whether task was active. It is not now, and its notice leaves the inbox. The caller has locked.
+func (t *tasks) leave(task *Task) bool {
 	if t.active[task.ID] != task {
-		t.mu.Unlock()
-		return
+		return false
 	}
 	delete(t.active, task.ID)
 	t.done.add(task.ID)
 	t.wake()
-	t.mu.Unlock()
-	task.stop(cause)
-	if notice, _ := task.workedOn(); notice != nil {
+	if notice := task.noticed(nil); notice != nil {
 		t.client.settle(notice.Ack())
 	}
+	return true
 }
 
 // close gives back every notice: those of tasks at work, too, which another process may take over, or finish by its key.
@@ -288,7 +313,7 @@ func (t *tasks) close() {
 	t.idle.Stop()
 	t.giveBack()
 	for _, task := range t.active {
-		if notice, _ := task.workedOn(); notice != nil {
+		if notice := task.noticed(nil); notice != nil {
 			t.client.settle(notice.Nak())
 		}
 	}
@@ -315,13 +340,13 @@ func (t *tasks) renewAll() {
 		t.client.settle(in.InProgress())
 	}
 	for _, task := range t.active {
-		notice, lease := task.workedOn()
-		if notice != nil {
+		if notice := task.announced(); notice != nil {
 			t.client.settle(notice.InProgress())
 		}
-		if lease {
-			bySession[task.Session()] = append(bySession[task.Session()], task)
-		}
+		bySession[task.Session()] = append(bySession[task.Session()], task)
+	}
+	for _, task := range t.handed {
+		bySession[task.Session()] = append(bySession[task.Session()], task)
 	}
 	t.mu.Unlock()
 	var each sync.WaitGroup

@@ -261,7 +261,7 @@ func (h *Handoff) Await(ctx context.Context) error {
 	defer h.client.mail.open(h.state)()
 	err := h.client.send(ctx, h.msg, h.state, h.decided)
 	if err == nil && h.mode == wire.ModeTransfer && h.grant.task != nil {
-		h.grant.task.handedOn()
+		h.client.tasks.handOn(h.grant.task)
 	}
 	return err
 }

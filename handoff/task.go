@@ -36,7 +36,6 @@ type Task struct {
 
 	mu     sync.Mutex
 	notice *inboxMessage // nil where the task was claimed by its ID
-	handed bool          // transferred: somebody else's result will end it
 	sent   *sentResult   // once a result was sent
 	state  *exchange
 }
@@ -52,8 +51,8 @@ type sentResult struct {
 var ErrDone = errors.New("the task is done")
 
 // Context ends when the work should stop: the result was accepted, the lifetime is over, the task was revoked or taken
-// over, or the client is closed. [context.Cause] says why: [ErrDone], [context.DeadlineExceeded], a *[wire.Error] or
-// [ErrClosed].
+// over, the receiver of a transfer has claimed, or the client is closed. [context.Cause] says why: [ErrDone],
+// [context.DeadlineExceeded], a *[wire.Error] or [ErrClosed].
 func (t *Task) Context() context.Context { return t.ctx }
 
 // Receive returns the next task of the agent's inbox once this process holds it. Tasks that the policy does not let go
@@ -234,24 +233,19 @@ func (t *Task) unseal(s *sentResult) {
 	}
 }
 
-// handedOn notes that the task was transferred. Its grant lives until the receiver claims, but no other process of this
-// agent must ever take the task over.
-func (t *Task) handedOn() {
-	t.mu.Lock()
-	t.handed = true
-	notice := t.notice
-	t.notice = nil
-	t.mu.Unlock()
-	if notice != nil {
-		t.client.settle(notice.Ack())
-	}
-}
-
-// workedOn is the notice to keep alive, and whether the lease is to be renewed.
-func (t *Task) workedOn() (notice *inboxMessage, lease bool) {
+// announced is the newest delivery of the task's notice, nil where there is none to settle.
+func (t *Task) announced() *inboxMessage {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.notice, !t.handed
+	return t.notice
+}
+
+// noticed takes another delivery of the notice, and returns the one before.
+func (t *Task) noticed(in *inboxMessage) (old *inboxMessage) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, t.notice = t.notice, in
+	return old
 }
 
 // completed says whether a result was sent from here.
@@ -259,17 +253,6 @@ func (t *Task) completed() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.sent != nil
-}
-
-// noticed takes the notice in the place of an older delivery of it. It says false where the notice can go.
-func (t *Task) noticed(in *inboxMessage) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.handed {
-		return false
-	}
-	t.notice = in
-	return true
 }
 
 // expireAt ends ctx at the end of the grant, by the given clock.

@@ -173,6 +173,35 @@ func TestClaimsNoMoreThanWanted(t *testing.T) {
 	}
 }
 
+// What was transferred makes room for another task at once, and its context ends once the receiver has claimed.
+func TestTransferMakesRoom(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, c := w.agent("a"), w.agent("c")
+	b := w.agent("b", func(c *handoff.Config) { c.MaxTasks = 1 })
+	session := w.session(a)
+	var handed []*handoff.Task
+	for i := range 3 {
+		must(session.Offer(w.ctx(), "b", fmt.Append(nil, i)))(t)
+		task := w.receive(b)
+		must(task.Offer(w.ctx(), "c", []byte("yours now"), handoff.Transfer()))(t)
+		handed = append(handed, task)
+	}
+	handoff.RenewNow(b)
+	for i, task := range handed {
+		if err := context.Cause(task.Context()); err != nil {
+			t.Errorf("task %d has ended before it was claimed: %v", i, err)
+		}
+		w.receive(c)
+	}
+	handoff.RenewNow(b)
+	for i, task := range handed {
+		if err := context.Cause(task.Context()); !errors.Is(err, &wire.Error{Code: wire.CodeParentEnded}) {
+			t.Errorf("task %d was claimed by its receiver: %v", i, err)
+		}
+	}
+}
+
 // What one process does not ask for, another gets.
 func TestIdleProcessesGetTasks(t *testing.T) {
 	t.Parallel()
