@@ -17,12 +17,12 @@ import (
 
 // damage takes a copy of the data of a governor that was killed, writes over the page that the ledger's newest transaction
 // begins at, and has that verified, and started. Neither may take it for whole.
-func (t *torture) damage(ctx context.Context) error {
+func (t *torture) damage(ctx context.Context) (err error) {
 	dir, err := os.MkdirTemp(t.Dir, "damaged-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := copyFiles(dir, t.data, streamsDir); err != nil {
 		return err
 	}
@@ -46,7 +46,6 @@ func (t *torture) damage(ctx context.Context) error {
 // what a loss of power may leave. The ledger is.
 func (t *torture) loseTail(ctx context.Context, tail time.Duration) error {
 	streams, before := filepath.Join(t.data, streamsDir), filepath.Join(t.Dir, "before")
-	defer os.RemoveAll(before)
 	if err := t.governor.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
