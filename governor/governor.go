@@ -90,6 +90,7 @@ type Governor struct {
 		messages []wire.Outbound
 	}
 	hole       hole
+	numbers    numbers
 	identities identities
 	rotating   sync.Mutex
 	quarantine struct {

@@ -25,6 +25,7 @@ const (
 	liveWithdrawn = "withdrawn/" // + name → the entry that withdrew it
 	liveBundle    = "bundle"     // → digest of the bundle in force
 	liveOut       = "out"        // → what has left for inboxes: outMark
+	liveNumbers   = "numbers"    // → the highest sequence number that a message in an inbox may have: numbers.go
 )
 
 // touch notes that a key of the live bucket is out of date.
@@ -67,7 +68,7 @@ func (g *Governor) flushLive(ctx context.Context) error {
 		return nil
 	})
 	if err == nil {
-		err = g.putLive(ctx, watermark, changes)
+		err = g.putLive(ctx, watermark, changes, numbersAhead)
 	}
 	if err != nil {
 		g.state.mu.Lock()
@@ -87,7 +88,7 @@ func (g *Governor) flushLast(ctx context.Context) error {
 	g.state.mu.Lock()
 	watermark, changes := g.state.next, g.state.liveChanges()
 	g.state.mu.Unlock()
-	return g.putLive(ctx, watermark, changes)
+	return g.putLive(ctx, watermark, changes, 0)
 }
 
 // liveChanges takes what has changed since it was called last.
@@ -100,12 +101,18 @@ func (st *State) liveChanges() map[string][]byte {
 	return changes
 }
 
-func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[string][]byte) error {
+// putLive stores the live bucket as of a watermark. No more than ahead sequence numbers are given before it is stored again.
+func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[string][]byte, ahead uint64) error {
 	all := maps.Clone(changes)
+	before := g.numbers.read()
 	if stored, err := g.cfg.Bus.Stored(ctx); err == nil { // else the mark stays where it was
 		all[liveOut] = outMark{g.outUpTo(watermark), stored}.encode()
+		g.numbers.correct(before, stored)
 	}
-	err := g.cfg.Log.PutLive(watermark, all)
+	err := g.numbers.record(ahead, func(bound []byte) error {
+		all[liveNumbers] = bound
+		return g.cfg.Log.PutLive(watermark, all)
+	})
 	failpoint.At("flushed")
 	return err
 }
@@ -225,6 +232,7 @@ func (st *State) restoreLive(ctx context.Context, log Log) error {
 			if st.out, err = parseOutMark(value); err != nil {
 				return err
 			}
+		case liveNumbers: // not of the state
 		default:
 			return fmt.Errorf("unknown key %q", key)
 		}

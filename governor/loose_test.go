@@ -249,6 +249,8 @@ func (w looseBus) Deliver(_ context.Context, out []wire.Outbound) error {
 
 func (w looseBus) Stored(context.Context) (uint64, error) { return 0, nil }
 
+func (w looseBus) Skip(context.Context, uint64) error { return nil }
+
 func (w looseBus) Receipt(string, []byte) error { return nil }
 
 func (w looseBus) Revoke([]byte) error {

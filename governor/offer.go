@@ -369,7 +369,8 @@ func (o *offer) effects(b *batch, h *handoff) {
 	if h.status == statusAdmitted {
 		b.tell(&h.noticed, func() wire.Outbound { return notice(h, o.trace) })
 	}
-	if o.always || h.status == statusDenied || h.status == statusHeld {
+	switch over := h.status == statusRevoked || h.status == statusExpired; {
+	case o.always, over, h.status == statusDenied, h.status == statusHeld:
 		b.effects.inbox = append(b.effects.inbox, verdict(h))
 	}
 }

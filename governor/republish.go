@@ -67,37 +67,36 @@ func (g *Governor) outUpTo(watermark uint64) uint64 {
 	return min(watermark, g.hole.entry)
 }
 
-// lastOut is the first entry whose messages may not be in the inboxes.
-func (g *Governor) lastOut(ctx context.Context) (uint64, error) {
-	stored, err := g.cfg.Bus.Stored(ctx)
-	if err != nil {
-		return 0, err
-	}
+// lastOut is the first entry whose messages may not be in the inboxes, which hold numbers up to stored.
+func (g *Governor) lastOut(stored uint64) (uint64, error) {
 	mark := g.state.out
 	if stored >= mark.stored {
 		return mark.entries, nil
 	}
 	// Power was lost. What is published now counts up to the mark again, and must not be taken for what it stood for.
-	watermark, _, err := g.cfg.Log.Live()
-	if err != nil {
-		return 0, err
-	}
-	return 0, g.cfg.Log.PutLive(watermark, map[string][]byte{liveOut: nil})
+	return 0, g.cfg.Log.NoteLive(map[string][]byte{liveOut: nil})
 }
 
 // republish publishes what is not known to be out: every notice whose task still waits, and the verdicts and results of
 // the last minutes. Revocations need no repeating: the feed has a new epoch, and guards ask for all of it.
 // newest is the time of the newest entry before this start, in Unix milliseconds.
 func (g *Governor) republish(ctx context.Context, newest int64) error {
-	from, err := g.lastOut(ctx)
+	stored, err := g.cfg.Bus.Stored(ctx)
 	if err != nil {
+		return err
+	}
+	from, err := g.lastOut(stored)
+	if err != nil {
+		return err
+	}
+	if err := g.skipNumbers(ctx, stored); err != nil {
 		return err
 	}
 	var out []wire.Outbound
 	flush := func(limit int) error {
 		for len(out) > limit {
 			n := min(len(out), republishBatch)
-			if err := g.cfg.Bus.Deliver(ctx, out[:n]); err != nil {
+			if err := g.put(ctx, out[:n]); err != nil {
 				// One inbox that is full must not keep the governor from starting. Its owner will see the rest.
 				g.log.WarnContext(ctx, "some messages could not be published again", "err", err)
 			}

@@ -17,8 +17,11 @@ type Bus interface {
 	Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.Inbound, error)
 	// Deliver puts messages into their receivers' inboxes. All are stored when it returns nil.
 	Deliver(ctx context.Context, messages []wire.Outbound) error
-	// Stored is how many messages were ever stored in inboxes, less those that a loss of power has taken back.
+	// Stored is the sequence number that the newest message in an inbox was given, or that was skipped last. After a loss of
+	// power it may be smaller than before.
 	Stored(ctx context.Context) (uint64, error)
+	// Skip has no message given a sequence number up to a given one, from now on.
+	Skip(ctx context.Context, upTo uint64) error
 	// Receipt tells an agent what the ledger holds of it. Receipts may get lost: the agent asks again by sending again.
 	Receipt(agent string, body []byte) error
 	// Revoke publishes a statement on the revocation feed.
@@ -44,6 +47,8 @@ type Log interface {
 	// PutLive stores changes to a cache of the governor's own making, nil for what is gone, as of the first watermark
 	// entries. Live returns it.
 	PutLive(watermark uint64, changes map[string][]byte) error
+	// NoteLive stores changes that are of no watermark.
+	NoteLive(changes map[string][]byte) error
 	Live() (watermark uint64, items map[string][]byte, err error)
 	// Lookup finds the entry that used up an ID, however long ago.
 	Lookup(id string) (index uint64, found bool, err error)

@@ -332,7 +332,7 @@ func (g *Governor) release(ctx context.Context, b *batch) (failed func(member in
 	failpoint.At("revoked", b.kinds...)
 	undelivered := map[int]error{}
 	if len(b.effects.inbox) > 0 {
-		err := g.cfg.Bus.Deliver(ctx, b.effects.inbox)
+		err := g.put(ctx, b.effects.inbox)
 		some, ok := errors.AsType[*wire.UndeliveredError](err)
 		if err != nil && !ok {
 			return all("filling inboxes", err)
@@ -384,7 +384,7 @@ func (g *Governor) payOwed(ctx context.Context) {
 	if len(messages) == 0 {
 		return
 	}
-	err := g.cfg.Bus.Deliver(ctx, messages)
+	err := g.put(ctx, messages)
 	if err == nil {
 		return
 	}

@@ -422,27 +422,43 @@ func (st *State) applyClosed(e *entry.Entry) error {
 			h.reasons = append(slices.Clip(h.reasons), wire.Reason{Code: over.Code, Message: over.Message})
 		}
 	}
-	st.revokeBelow(s.root)
+	st.revokeBelow(s.root, nil)
 	return nil
 }
 
-// revokeBelow revokes g and everything that was handed on from it.
-func (st *State) revokeBelow(g *grant) {
+// revokeBelow revokes g and everything that was handed on from it. Why is what the senders of that are told, unless they are told
+// something else.
+func (st *State) revokeBelow(g *grant, why *wire.Reason) {
 	st.retire(g, revoked)
 	for _, h := range g.children {
-		st.revokeHandoff(h)
+		st.revokeChild(h, why)
 	}
 }
 
-func (st *State) revokeHandoff(h *handoff) {
-	if h.grant != nil {
-		st.revokeBelow(h.grant)
+func (st *State) revokeChild(h *handoff, why *wire.Reason) {
+	if why != nil && openStatus(h.status) {
+		h.reasons = append(slices.Clip(h.reasons), *why)
 	}
-	switch h.status {
-	case statusAdmitted, statusHeld, statusClaimed:
+	st.revokeHandoff(h, why)
+}
+
+func (st *State) revokeHandoff(h *handoff, below *wire.Reason) {
+	if h.grant != nil {
+		st.revokeBelow(h.grant, below)
+	}
+	if openStatus(h.status) {
 		st.setStatus(h, statusRevoked)
 	}
 }
+
+// Why a handoff was revoked that nobody has revoked by itself.
+var (
+	aboveRevoked   = &wire.Reason{Code: wire.CodeParentRevoked, Message: "what it was handed on from was revoked"}
+	aboveTakenOver = &wire.Reason{
+		Code: wire.CodeParentRevoked, Message: "the task that it was handed on from was taken over by another process",
+	}
+	aboveEnded = &wire.Reason{Code: wire.CodeParentEnded, Message: "the task that it was handed on from is over"}
+)
 
 // hold has an entry wait for a person.
 func (st *State) hold(index uint64, rec *heldRecord) {
@@ -630,7 +646,7 @@ func (st *State) applyClaimed(e *entry.Entry, k known) error {
 			h.lost = map[string]bool{}
 		}
 		h.lost[old.key] = true
-		st.revokeBelow(old)
+		st.revokeBelow(old, aboveTakenOver)
 	}
 	g := &grant{
 		id: link.Claims.ID, agent: h.to, session: h.session, handoff: h, parent: h.parent, link: link,
@@ -693,7 +709,7 @@ func (st *State) accept(h *handoff, index uint64, r *resultRecord) {
 	for t := h; t != nil; t = t.parent.handoff {
 		for _, c := range t.grant.children {
 			if c != done {
-				st.revokeHandoff(c)
+				st.revokeChild(c, aboveEnded)
 			}
 		}
 		st.end(t.grant)
@@ -732,7 +748,7 @@ func (st *State) applyRevoked(e *entry.Entry) error {
 			return fmt.Errorf("no handoff %s", e.Handoff)
 		}
 		h.newest = e.Index
-		st.revokeHandoff(h)
+		st.revokeHandoff(h, aboveRevoked)
 		if e.Revoked.Reason == reasonExpired {
 			h.status = statusExpired
 		}
@@ -742,10 +758,10 @@ func (st *State) applyRevoked(e *entry.Entry) error {
 	if g == nil || g.handoff == nil {
 		return fmt.Errorf("no grant %s of a handoff", e.Grant)
 	}
-	st.revokeBelow(g)
+	st.revokeBelow(g, aboveRevoked)
 	if h := g.handoff; h.grant == g {
 		h.newest = e.Index
-		st.revokeHandoff(h)
+		st.revokeHandoff(h, aboveRevoked)
 		if e.Revoked.Reason == reasonExpired {
 			h.status = statusExpired
 		}

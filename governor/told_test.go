@@ -567,3 +567,97 @@ result := {"effect": "deny", "reasons": [{"code": "never", "message": "never"}]}
 		}
 	}
 }
+
+// Power takes messages away that somebody still holds. Whoever acknowledges one must not have another removed that got its number.
+func TestNumbersAreNotGivenAgain(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	old := root.offer(b.name, "held when the power fails")
+	a.receipt(old.id)
+	held := b.next(wire.KindTask, old.id)
+	for range 20 { // more than are published again, so that the next would take its number
+		a.receipt(root.offer(a.name, "before").id)
+	}
+	w.withoutStreams()
+
+	a, b = w.agent("a"), w.agent("b")
+	again := b.next(wire.KindTask, old.id)
+	number := func(m jetstream.Msg) uint64 {
+		meta, err := m.Metadata()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return meta.Sequence.Stream
+	}
+	if first, second := number(held), number(again); second <= first+20 {
+		t.Errorf("number %d was given before, and %d is given now", first, second)
+	}
+
+	// Nor where only the newest are gone.
+	streams, before := filepath.Join(w.cfg.Dir, "streams"), t.TempDir()
+	w.stop()
+	if err := os.CopyFS(before, os.DirFS(streams)); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	a, b = w.agent("a"), w.agent("b")
+	root = a.session(readFiles())
+	lost := b.next(wire.KindTask, root.offer(b.name, "lost from the inbox").id)
+	w.stop()
+	if err := os.RemoveAll(streams); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(streams, os.DirFS(before)); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	a, b = w.agent("a"), w.agent("b")
+	last := a.session(readFiles()).offer(b.name, "after")
+	a.receipt(last.id)
+	if err := b.nc.Publish(lost.Reply(), []byte("+ACK")); err != nil {
+		t.Fatal(err)
+	}
+	if first, second := number(lost), number(b.next(wire.KindTask, last.id)); second <= first {
+		t.Errorf("where some are left, number %d was given before, and %d is given now", first, second)
+	}
+}
+
+// Whoever handed on from a task that another process has taken over, or that is over, is told so when it asks.
+func TestWhatFollowsFromATask(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use)
+	a, b, c := w.agent("a"), w.agent("b"), w.agent("c")
+	root := a.session(readFiles())
+	told := func(under held, end func()) wire.Code {
+		t.Helper()
+		o := under.offer(c.name, "work")
+		b.receipt(o.id)
+		end()
+		b.publish(o)
+		v := b.verdict(o.id)
+		if len(v.Reasons) == 0 || v.Effect != wire.EffectDeny {
+			t.Fatalf("the verdict is %+v", v)
+		}
+		return v.Reasons[len(v.Reasons)-1].Code
+	}
+	task := chainOf(t, root, wire.ModeDelegate, b)
+	if code := told(task, func() { b.receipt(task.result("done")) }); code != wire.CodeParentEnded {
+		t.Errorf("after the result: %s", code)
+	}
+	task = chainOf(t, root, wire.ModeDelegate, b)
+	if code := told(task, func() {
+		clock.advance(time.Minute)
+		b.process().claim(root.session, task.handoff)
+	}); code != wire.CodeParentRevoked {
+		t.Errorf("after the take-over: %s", code)
+	}
+	task = chainOf(t, root, wire.ModeDelegate, b)
+	if code := told(task, func() {
+		if out := w.operator().operate(wire.VerbRevoke, wire.OperatorRequest{ID: task.handoff, Reason: "wrong"}); out.Error != nil {
+			t.Fatal(out.Error)
+		}
+	}); code != wire.CodeParentRevoked {
+		t.Errorf("after the revocation: %s", code)
+	}
+}

@@ -237,14 +237,66 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	return nil
 }
 
-// Stored is the sequence number of the newest message that was put into an inbox, whether it is still there or not. After
-// a loss of power it may be smaller than before.
+// Stored is the sequence number that the newest message in an inbox was given, whether it is still there or not, or that was
+// skipped last. After a loss of power it may be smaller than before.
 func (b *Bus) Stored(ctx context.Context) (uint64, error) {
 	info, err := b.inboxes.Info(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("streams: looking at the inboxes: %w", err)
 	}
 	return info.State.LastSeq, nil
+}
+
+// skipAtOnce is how many numbers are used up before their messages are removed: below what one inbox may hold.
+const skipAtOnce = 1024
+
+// Skip has no message in an inbox given a sequence number up to upTo. JetStream moves the number of a stream that is empty; else
+// each takes a message, which is removed at once: a million takes some seconds.
+func (b *Bus) Skip(ctx context.Context, upTo uint64) error {
+	failed := func(err error) error { return fmt.Errorf("streams: skipping numbers of the inboxes: %w", err) }
+	for {
+		if err := b.inboxes.Purge(ctx, jetstream.WithPurgeSubject(subjectSkipped)); err != nil {
+			return failed(err)
+		}
+		info, err := b.inboxes.Info(ctx)
+		if err != nil {
+			return failed(err)
+		}
+		switch missing := upTo - info.State.LastSeq; {
+		case info.State.LastSeq >= upTo:
+			return nil
+		case info.State.Msgs == 0:
+			err = b.inboxes.Purge(ctx, jetstream.WithPurgeSequence(upTo+1))
+		default:
+			err = b.fill(ctx, min(missing, skipAtOnce, uint64(b.limits.InboxMessages)))
+		}
+		if err != nil {
+			return failed(err)
+		}
+	}
+}
+
+// fill uses up n sequence numbers.
+func (b *Bus) fill(ctx context.Context, n uint64) error {
+	acks := make([]jetstream.PubAckFuture, n)
+	for i := range acks {
+		var err error
+		if acks[i], err = b.writer.PublishMsgAsync(&nats.Msg{Subject: subjectSkipped}, stallWait); err != nil {
+			return err
+		}
+	}
+	for _, ack := range acks {
+		select {
+		case <-ack.Ok():
+		case err := <-ack.Err():
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.closing:
+			return errClosed
+		}
+	}
+	return nil
 }
 
 // put publishes a message to an inbox that has room for it. It does not wait for the answer; owner is what is then settled.

@@ -41,6 +41,7 @@ const (
 	subjectBusy       = "busy."       // + <name>: where a throttled agent's offers and results go
 	subjectCall       = "call."       // + <name>.<verb>
 	subjectInbox      = "inbox."      // + <name>
+	subjectSkipped    = "skipped"     // in the inboxes' stream, of nobody
 	subjectReceipt    = "receipt."    // + <name>
 	subjectQuarantine = "quarantine." // + <name>
 	subjectRevoked    = "revoked.feed"
@@ -226,7 +227,7 @@ func streamConfigs(limits Limits, replicas int) []jetstream.StreamConfig {
 	}, {
 		Name:                 streamInbox,
 		Description:          "notices, verdicts and results for agents",
-		Subjects:             []string{subjectInbox + "*"},
+		Subjects:             []string{subjectInbox + "*", subjectSkipped},
 		Retention:            jetstream.WorkQueuePolicy,
 		Storage:              jetstream.FileStorage,
 		Discard:              jetstream.DiscardNew,

@@ -459,18 +459,33 @@ func (l *Ledger) PutLive(watermark uint64, changes map[string][]byte) error {
 		return fmt.Errorf("live state of %d entries, but there are %d", watermark, size)
 	}
 	return l.update(func(tx *bbolt.Tx) error {
-		live := tx.Bucket(bucketLive)
-		for k, v := range changes {
-			if v == nil {
-				if err := live.Delete([]byte(k)); err != nil {
-					return err
-				}
-			} else if err := live.Put([]byte(k), v); err != nil {
-				return err
-			}
+		if err := putLive(tx, changes); err != nil {
+			return err
 		}
 		return tx.Bucket(bucketMeta).Put(metaWatermark, u64(watermark))
 	})
+}
+
+// NoteLive stores keys of that cache which the state does not follow from, so that they may be newer than its watermark. It is
+// a commit of its own.
+func (l *Ledger) NoteLive(changes map[string][]byte) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	return l.update(func(tx *bbolt.Tx) error { return putLive(tx, changes) })
+}
+
+func putLive(tx *bbolt.Tx, changes map[string][]byte) error {
+	live := tx.Bucket(bucketLive)
+	for k, v := range changes {
+		if v == nil {
+			if err := live.Delete([]byte(k)); err != nil {
+				return err
+			}
+		} else if err := live.Put([]byte(k), v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DropBodies deletes bodies of entries older than before, at most limit of them, oldest first, and tells how many. The

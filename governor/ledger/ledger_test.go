@@ -443,6 +443,9 @@ func TestLive(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := l.NoteLive(map[string][]byte{"b": nil, "d": []byte("4")}); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -452,10 +455,13 @@ func TestLive(t *testing.T) {
 	}
 	defer again.Close()
 	watermark, items, err := again.Live()
-	if err != nil || watermark != 7 || fmt.Sprintf("%s", items) != "map[b:2 c:3]" {
+	if err != nil || watermark != 7 || fmt.Sprintf("%s", items) != "map[c:3 d:4]" {
 		t.Error(watermark, items, err)
 	}
 	if err := again.PutLive(8, nil); !errors.Is(err, ledger.ErrReadOnly) {
+		t.Error(err)
+	}
+	if err := again.NoteLive(nil); !errors.Is(err, ledger.ErrReadOnly) {
 		t.Error(err)
 	}
 	if err := again.Append(t.Context(), 10, records(log.Items[:1])); !errors.Is(err, ledger.ErrReadOnly) {

@@ -26,7 +26,10 @@ type books struct {
 }
 
 // opened is a session that is on record, as far as its opener knows.
-type opened struct{ closed time.Time }
+type opened struct {
+	id     string
+	closed time.Time
+}
 
 // handed is a handoff.
 type handed struct {
@@ -80,7 +83,7 @@ func (b *books) end(how string) {
 func (b *books) open(session string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sessions[session] = &opened{}
+	b.sessions[session] = &opened{id: session}
 }
 
 func (b *books) close(session string) {
@@ -118,6 +121,9 @@ func (b *books) claim(id string, grant *handoff.Grant, transferred bool) *held {
 		b.delivered++
 	}
 	now := time.Now()
+	if h.holder != nil && grant != nil && slices.Equal(h.holder.Chain(), grant.Chain()) {
+		return h.holder // a process that has lost sight of its task has it again
+	}
 	if h.holder != nil {
 		h.holder.revoked = now // taken over
 		b.ends["taken over"]++
@@ -151,33 +157,39 @@ func (b *books) result(id string, took time.Duration) {
 	b.ends["result"]++
 }
 
-// over is since when no call may be made under a grant any more; zero while it may. It is called with mu held.
-func (g *held) over() time.Time {
-	since := []time.Time{g.ended, g.revoked, g.of.revoked, g.of.session.closed}
+// over is since when no call may be made under a grant any more, and why; zero while it may. It is called with mu held.
+func (g *held) over() (since time.Time, why string) {
+	ended := func(at time.Time, what string) {
+		if !at.IsZero() && (since.IsZero() || at.Before(since)) {
+			since, why = at, what
+		}
+	}
+	ended(g.ended, "passed on")
+	ended(g.revoked, "done or taken over")
+	ended(g.of.revoked, "revoked")
+	ended(g.of.session.closed, "closed")
 	for up := g.of.under; up != nil; up = up.of.under {
-		since = append(since, up.revoked, up.of.revoked)
+		ended(up.revoked, "done or taken over above")
+		ended(up.of.revoked, "revoked above")
 	}
-	since = slices.DeleteFunc(since, time.Time.IsZero)
-	if len(since) == 0 {
-		return time.Time{}
-	}
-	return slices.MinFunc(since, time.Time.Compare)
+	return since, why
 }
 
 // permit notes that a guard has permitted a call that began at a time. Guards hear of a revocation over the network, and
 // refuse everything within heard where they hear nothing.
-func (b *books) permit(g *held, began time.Time, heard time.Duration) {
+func (b *books) permit(g *held, audience string, began time.Time, heard time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.permitted++
-	since := g.over()
+	since, why := g.over()
 	if since.IsZero() || began.Before(since) {
 		return
 	}
 	lag := began.Sub(since)
 	if b.lag = max(b.lag, lag); lag > heard {
 		b.late++
-		b.note("a guard has permitted a call %s after what it stood on was over", lag)
+		b.note("at %s %s has permitted a call for a task of session %s, which was %s %s before",
+			began.UTC().Format(time.RFC3339Nano), audience, g.of.session.id, why, lag)
 	}
 }
 

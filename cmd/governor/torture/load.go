@@ -499,7 +499,7 @@ func (w *worker) stopped(task *handoff.Task, what string, err error) {
 	switch code := codeOf(err); {
 	case code != "":
 		w.books.end(what + ": " + string(code))
-	case task.Context().Err() != nil, errors.Is(err, handoff.ErrClosed):
+	case task.Context().Err() != nil, errors.Is(err, handoff.ErrClosed), errors.Is(err, context.Canceled): // it was fired
 		w.books.end(what + ": stopped")
 	default:
 		w.books.amiss("%s of %s: %v", what, task.ID, err)
@@ -522,7 +522,7 @@ func (l *load) callAt(g *held, audience string, at *guard.Guard) {
 	_, err = at.Check(l.ctx, request.Presentation, request.Tool, request.Args, "")
 	switch code := codeOf(err); {
 	case err == nil:
-		l.books.permit(g, began, guardWait+guardSkew)
+		l.books.permit(g, audience, began, guardWait+guardSkew)
 	case code == wire.CodeRevoked || code == wire.CodeParentEnded:
 		l.books.refuse()
 	default:

@@ -111,7 +111,7 @@ func Run(ctx context.Context, cfg Config) (*Outcome, error) {
 		return nil, err
 	}
 	outcome := &Outcome{Seed: cfg.Seed, Faults: map[string]int{}}
-	if err := t.faults(ctx, outcome); err != nil {
+	if err := t.faults(ctx, logger, outcome); err != nil {
 		t.load.close()
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func Run(ctx context.Context, cfg Config) (*Outcome, error) {
 }
 
 // faults inflicts everything that is planned.
-func (t *torture) faults(ctx context.Context, o *Outcome) error {
+func (t *torture) faults(ctx context.Context, log *slog.Logger, o *Outcome) error {
 	for _, f := range plan(t.Seed, t.Kills, t.Pause) {
 		t.show(o, f.kind)
 		if f.kind == faultKill {
@@ -139,6 +139,7 @@ func (t *torture) faults(ctx context.Context, o *Outcome) error {
 				return err
 			}
 		}
+		log.InfoContext(ctx, "fault", "number", t.done, "kind", f.kind, "after", f.after, "lasts", f.lasts, "by", f.by)
 		if err := t.inflict(ctx, f); err != nil {
 			return fmt.Errorf("%s, fault %d of seed %d: %w", f.kind, t.done, t.Seed, err)
 		}

@@ -148,14 +148,14 @@ func TestLateCallsAreFound(t *testing.T) {
 		above := b.claim("above", nil, false)
 		b.offer("below", "s", above)
 		below := b.claim("below", nil, false)
-		if b.permit(below, time.Now().Add(time.Minute), time.Second); b.late != 0 {
+		if b.permit(below, "files", time.Now().Add(time.Minute), time.Second); b.late != 0 {
 			t.Fatal("a call that nothing speaks against is called late")
 		}
 		end(b, above, below)
-		if b.permit(below, time.Now().Add(500*time.Millisecond), time.Second); b.late != 0 {
+		if b.permit(below, "files", time.Now().Add(500*time.Millisecond), time.Second); b.late != 0 {
 			t.Errorf("where %s, a call in time is called late", over)
 		}
-		if b.permit(below, time.Now().Add(2*time.Second), time.Second); b.late != 1 {
+		if b.permit(below, "files", time.Now().Add(2*time.Second), time.Second); b.late != 1 {
 			t.Errorf("where %s, a late call is not found", over)
 		}
 		if b.lag < time.Second || !strings.Contains(strings.Join(b.wrong, " "), "permitted") {
@@ -169,7 +169,7 @@ func TestLateCallsAreFound(t *testing.T) {
 	above := b.claim("above", nil, false)
 	b.offer("below", "s", above)
 	below := b.claim("below", nil, true)
-	if b.permit(below, time.Now().Add(time.Minute), time.Second); b.late != 0 {
+	if b.permit(below, "files", time.Now().Add(time.Minute), time.Second); b.late != 0 {
 		t.Error("the grant of a transferred task is taken for over with its sender's")
 	}
 }

@@ -1,0 +1,48 @@
+package streams_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
+	"github.com/handoff-governor/handoff-governor/streams"
+)
+
+// Numbers are skipped whether there is something in the inboxes or not, and what is there stays.
+func TestSkip(t *testing.T) {
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start(func(c *streams.Config) { c.Limits.InboxMessages = 100 })
+		inbox, bus := w.join("agent/a").inbox(), w.Governor()
+		stored := func(want uint64) {
+			t.Helper()
+			got, err := bus.Stored(t.Context())
+			check(t, err)
+			if got != want {
+				t.Errorf("the newest number is %d, not %d", got, want)
+			}
+		}
+		check(t, bus.Skip(t.Context(), 1_000_000_000)) // at once, where nothing is there
+		stored(1_000_000_000)
+		check(t, bus.Deliver(t.Context(), []wire.Outbound{{To: "a", Body: []byte("first")}}))
+		stored(1_000_000_001)
+		check(t, bus.Skip(t.Context(), 1_000_002_500))
+		stored(1_000_002_500)
+		check(t, bus.Skip(t.Context(), 7))
+		check(t, bus.Deliver(t.Context(), []wire.Outbound{{To: "a", Body: []byte("second")}}))
+		stored(1_000_002_501)
+		for _, want := range []struct {
+			body   string
+			number uint64
+		}{{"first", 1_000_000_001}, {"second", 1_000_002_501}} {
+			msg, err := inbox.Next(jetstream.FetchMaxWait(5 * time.Second))
+			check(t, err)
+			meta, err := msg.Metadata()
+			check(t, err)
+			if string(msg.Data()) != want.body || meta.Sequence.Stream != want.number {
+				t.Errorf("%q has number %d, not %q number %d", msg.Data(), meta.Sequence.Stream, want.body, want.number)
+			}
+		}
+	})
+}
