@@ -581,7 +581,7 @@ func TestNumbersAreNotGivenAgain(t *testing.T) {
 	}
 	w.withoutStreams()
 
-	a, b = w.agent("a"), w.agent("b")
+	b = w.agent("b")
 	again := b.next(wire.KindTask, old.id)
 	number := func(m jetstream.Msg) uint64 {
 		meta, err := m.Metadata()
