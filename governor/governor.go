@@ -91,6 +91,7 @@ type Governor struct {
 	}
 	hole       hole
 	numbers    numbers
+	lost       chan error // has an item once messages in inboxes are known to be gone
 	identities identities
 	rotating   sync.Mutex
 	quarantine struct {
@@ -139,7 +140,7 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	}
 	g := &Governor{
 		cfg: cfg, log: cfg.Logger, proposals: make(chan []proposal, 4),
-		ready: make(chan struct{}), stopped: make(chan struct{}),
+		ready: make(chan struct{}), stopped: make(chan struct{}), lost: make(chan error, 1),
 	}
 	g.quarantine.counts = map[quarantineKey]int{}
 	if err := g.retrust(); err != nil {
@@ -221,11 +222,20 @@ func (g *Governor) newState() *State {
 }
 
 // Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
-// record, and everything that was promised before a crash is out again.
+// record, and everything that was promised before a crash is out again. Where the streams lose messages that were in inboxes, as
+// a server of their own may, it ends with [wire.ErrStreamsLost]: another start makes them again.
 func (g *Governor) Run(ctx context.Context) error {
 	parent := ctx
 	group, ctx := errgroup.WithContext(parent)
 	batches := make(chan *batch, 4)
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-g.lost:
+			return err
+		}
+	})
 	group.Go(func() error { g.sequence(ctx, batches); return nil })
 	group.Go(func() error {
 		// Handlers wait for what they have proposed; once this is done they need not, and Serve can end.

@@ -105,11 +105,13 @@ func (st *State) liveChanges() map[string][]byte {
 func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[string][]byte, ahead uint64) error {
 	all := maps.Clone(changes)
 	before := g.numbers.read()
-	if stored, err := g.cfg.Bus.Stored(ctx); err == nil { // else the mark stays where it was
+	stored, err := g.cfg.Bus.Stored(ctx)
+	g.noticeLoss(err)
+	if err == nil { // else the mark stays where it was
 		all[liveOut] = outMark{g.outUpTo(watermark), stored}.encode()
 		g.numbers.correct(before, stored)
 	}
-	err := g.numbers.record(ahead, func(bound []byte) error {
+	err = g.numbers.record(ahead, func(bound []byte) error {
 		all[liveNumbers] = bound
 		return g.cfg.Log.PutLive(watermark, all)
 	})

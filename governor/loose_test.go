@@ -33,6 +33,8 @@ type loose struct {
 	ledger   *ledger.Ledger
 	endpoint daemon.Endpoint
 	stop     func() // ends it, and lets the ledger go
+	await    func() // waits until it ends by itself
+	ended    error  // what it ended with
 	offers   chan []wire.Inbound
 	requests chan wire.Request
 	said     chan string // kind and body of a delivered message, or "quarantine" with code and reason
@@ -42,6 +44,7 @@ type loose struct {
 		append  func(size int) error        // asked before each commit
 		deliver func(m wire.Outbound) error // asked about each inbox message
 		revoke  error
+		stored  error
 		entry   error
 	}
 }
@@ -97,8 +100,9 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.g.Run(ctx) }()
-	ended := sync.OnceFunc(func() { <-done; _ = w.ledger.Close() })
+	ended := sync.OnceFunc(func() { w.ended = <-done; _ = w.ledger.Close() })
 	w.stop = func() { stop(); ended() }
+	w.await = ended
 	t.Cleanup(w.stop)
 	<-w.g.Ready()
 	return w
@@ -247,7 +251,11 @@ func (w looseBus) Deliver(_ context.Context, out []wire.Outbound) error {
 	return nil
 }
 
-func (w looseBus) Stored(context.Context) (uint64, error) { return 0, nil }
+func (w looseBus) Stored(context.Context) (uint64, error) {
+	w.faults.Lock()
+	defer w.faults.Unlock()
+	return 0, w.faults.stored
+}
 
 func (w looseBus) Skip(context.Context, uint64) error { return nil }
 
@@ -524,4 +532,27 @@ func TestInboxThatIsFull(t *testing.T) {
 	w.offer(other, b.name)
 	full(other)
 	full(root)
+}
+
+// A governor that sees that its streams have lost messages ends, since a start makes them again: by the heartbeat, or by what
+// becomes of a message.
+func TestEndsWhereTheStreamsHaveLost(t *testing.T) {
+	lost := wire.ErrStreamsLost
+	byHeartbeat := newLoose(t, t.TempDir(), newKey())
+	byHeartbeat.with(func() { byHeartbeat.faults.stored = lost })
+	byHeartbeat.await()
+	if !errors.Is(byHeartbeat.ended, wire.ErrStreamsLost) {
+		t.Errorf("it has ended with %v", byHeartbeat.ended)
+	}
+
+	byMessage := newLoose(t, t.TempDir(), newKey())
+	root := byMessage.session(byMessage.agent("a"))
+	byMessage.with(func() { byMessage.faults.deliver = func(wire.Outbound) error { return lost } })
+	task := root.draft(byMessage.agent("b").name, "work")
+	root.seal(task)
+	byMessage.offers <- []wire.Inbound{byMessage.message(root, task, make(chan string, 10))}
+	byMessage.await()
+	if !errors.Is(byMessage.ended, wire.ErrStreamsLost) {
+		t.Errorf("it has ended with %v", byMessage.ended)
+	}
 }

@@ -46,10 +46,22 @@ func (g *Governor) put(ctx context.Context, messages []wire.Outbound) error {
 		}
 	}
 	err := g.cfg.Bus.Deliver(ctx, messages)
+	g.noticeLoss(err)
 	if !settled(err) {
 		n.unsure.Store(time.Now().Add(unsureFor).UnixNano())
 	}
 	return err
+}
+
+// noticeLoss ends the governor where err says that inboxes have lost messages.
+func (g *Governor) noticeLoss(err error) {
+	if !errors.Is(err, wire.ErrStreamsLost) {
+		return
+	}
+	select {
+	case g.lost <- err:
+	default: // it knows
+	}
 }
 
 // unsureFor is how long a message may be on its way that was given up.

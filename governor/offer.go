@@ -369,8 +369,7 @@ func (o *offer) effects(b *batch, h *handoff) {
 	if h.status == statusAdmitted {
 		b.tell(&h.noticed, func() wire.Outbound { return notice(h, o.trace) })
 	}
-	switch over := h.status == statusRevoked || h.status == statusExpired; {
-	case o.always, over, h.status == statusDenied, h.status == statusHeld:
+	if o.always || h.effect() != wire.EffectAllow {
 		b.effects.inbox = append(b.effects.inbox, verdict(h))
 	}
 }

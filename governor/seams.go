@@ -15,7 +15,8 @@ type Bus interface {
 	// Fetch returns up to max offers and results in the order the stream holds them, as soon as there is one, or none
 	// after wait. A message that is not settled comes again.
 	Fetch(ctx context.Context, max int, wait time.Duration) ([]wire.Inbound, error)
-	// Deliver puts messages into their receivers' inboxes. All are stored when it returns nil.
+	// Deliver puts messages into their receivers' inboxes. All are stored when it returns nil. Like Stored, it returns
+	// [wire.ErrStreamsLost] where it sees that stored messages are gone.
 	Deliver(ctx context.Context, messages []wire.Outbound) error
 	// Stored is the sequence number that the newest message in an inbox was given, or that was skipped last. After a loss of
 	// power it may be smaller than before.

@@ -143,7 +143,7 @@ func (h *handoff) mode() string { return h.claim.Mode }
 // effect is what its receipt says of an offer.
 func (h *handoff) effect() string {
 	switch h.status {
-	case statusDenied:
+	case statusDenied, statusRevoked, statusExpired:
 		return wire.EffectDeny
 	case statusHeld:
 		return wire.EffectHold

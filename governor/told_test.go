@@ -623,6 +623,30 @@ func TestNumbersAreNotGivenAgain(t *testing.T) {
 	}
 }
 
+// What was held when its session was closed was never allowed, and who sends it again must not be receipted as if it were.
+func TestReceiptOfWhatIsOver(t *testing.T) {
+	w := newWorld(t, under(policyOf(t, `session := {"effect": "allow"}
+
+result := {"effect": "allow"}
+
+decision := {"effect": "hold", "reasons": [{"code": "wait", "message": "ask"}]}`)))
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	o := root.offer(b.name, "work")
+	a.verdict(o.id)
+	a.closing(root.session)
+	a.verdict(o.id)
+	a.publish(o)
+	if v := a.verdict(o.id); v.Effect != wire.EffectDeny || v.Reasons[len(v.Reasons)-1].Code != wire.CodeSessionClosed {
+		t.Errorf("the verdict is %+v", v)
+	}
+	for _, want := range []string{wire.EffectHold, wire.EffectDeny} {
+		if r := <-a.receipts; r.ID != o.id || r.Effect != want {
+			t.Errorf("the receipt is %+v, not %s", r, want)
+		}
+	}
+}
+
 // Whoever handed on from a task that another process has taken over, or that is over, is told so when it asks.
 func TestWhatFollowsFromATask(t *testing.T) {
 	clock := newClock()

@@ -31,6 +31,7 @@ type Bus struct {
 	conns   []*nats.Conn
 	writer  jetstream.JetStream
 	inboxes jetstream.Stream
+	newest  atomic.Uint64 // number of a message that was stored in an inbox; none was lower that came after it
 	answers *nats.Conn
 	feed    *nats.Conn
 	puller  *puller
@@ -205,10 +206,11 @@ var stallWait = jetstream.WithStallWait(5 * time.Second)
 
 // Deliver puts messages into inboxes and returns when the server has stored them all. An inbox keeps messages for an
 // agent that has never connected. On failure the error is a [wire.UndeliveredError], which wraps
-// [wire.CodeInboxFull] for an inbox at its limit. Headers whose names begin with "Nats-" are JetStream's; the caller
+// [wire.CodeInboxFull] for an inbox at its limit, or [wire.ErrStreamsLost]. Headers whose names begin with "Nats-" are JetStream's; the caller
 // must not take them from a sender.
 func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	failed := make(map[int]error)
+	before, highest, lost := b.newest.Load(), uint64(0), false
 	acks, owners := make([]jetstream.PubAckFuture, len(out)), make([]string, len(out))
 	for i, o := range out {
 		var err error
@@ -221,7 +223,8 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 			continue
 		}
 		select {
-		case <-ack.Ok():
+		case stored := <-ack.Ok():
+			highest, lost = max(highest, stored.Sequence), lost || stored.Sequence <= before
 		case err := <-ack.Err():
 			failed[i] = inboxError(err)
 		case <-ctx.Done():
@@ -231,6 +234,10 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 		}
 		b.shares.settled(owners[i])
 	}
+	if lost {
+		return fmt.Errorf("streams: %w", wire.ErrStreamsLost)
+	}
+	b.seen(highest)
 	if len(failed) > 0 {
 		return &wire.UndeliveredError{Failed: failed}
 	}
@@ -239,12 +246,29 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 
 // Stored is the sequence number that the newest message in an inbox was given, whether it is still there or not, or that was
 // skipped last. After a loss of power it may be smaller than before.
+//
+// Where it is smaller than this Bus has seen, the error is [wire.ErrStreamsLost].
 func (b *Bus) Stored(ctx context.Context) (uint64, error) {
+	before := b.newest.Load()
 	info, err := b.inboxes.Info(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("streams: looking at the inboxes: %w", err)
 	}
+	if info.State.LastSeq < before {
+		return 0, fmt.Errorf("streams: %w", wire.ErrStreamsLost)
+	}
+	b.seen(info.State.LastSeq)
 	return info.State.LastSeq, nil
+}
+
+// seen notes that a number was given.
+func (b *Bus) seen(number uint64) {
+	for {
+		old := b.newest.Load()
+		if number <= old || b.newest.CompareAndSwap(old, number) {
+			return
+		}
+	}
 }
 
 // skipAtOnce is how many numbers are used up before their messages are removed: below what one inbox may hold.

@@ -66,3 +66,15 @@ func TestingAckV2(deployment any, name, reply string) string {
 
 // ReadAhead is how many bytes were read and not fetched.
 func (b *Bus) ReadAhead() int64 { return b.waiting.Load() }
+
+// TestingLoseInboxes takes the inboxes' stream away, and makes an empty one in its place.
+func TestingLoseInboxes(t testing.TB, b *Bus) {
+	t.Helper()
+	config := b.inboxes.CachedInfo().Config
+	if err := b.writer.DeleteStream(t.Context(), streamInbox); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.writer.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+}

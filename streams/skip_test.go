@@ -1,6 +1,7 @@
 package streams_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -43,6 +44,25 @@ func TestSkip(t *testing.T) {
 			if string(msg.Data()) != want.body || meta.Sequence.Stream != want.number {
 				t.Errorf("%q has number %d, not %q number %d", msg.Data(), meta.Sequence.Stream, want.body, want.number)
 			}
+		}
+	})
+}
+
+// A server that comes back without what it had stored is found out, by what is put next or without.
+func TestInboxesLost(t *testing.T) {
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		bus := start().Governor()
+		put := func() error {
+			return bus.Deliver(t.Context(), []wire.Outbound{{To: "a", Body: []byte("a")}, {To: "b", Body: []byte("b")}})
+		}
+		check(t, put())
+		check(t, put())
+		streams.TestingLoseInboxes(t, bus)
+		if _, err := bus.Stored(t.Context()); !errors.Is(err, wire.ErrStreamsLost) {
+			t.Errorf("the inboxes are asked for their newest number: %v", err)
+		}
+		if err := put(); !errors.Is(err, wire.ErrStreamsLost) {
+			t.Errorf("messages are put: %v", err)
 		}
 	})
 }

@@ -245,9 +245,14 @@ func (w *world) join(who string, opts ...nats.Option) *client {
 
 func (c *client) inbox() jetstream.Consumer {
 	c.t.Helper()
-	inbox, err := c.js.Consumer(c.t.Context(), wire.InboxStream, wire.InboxConsumer)
-	check(c.t, err)
-	return inbox
+	for tries := 1; ; tries++ { // a cluster may drop what is asked while an account of it is new
+		inbox, err := c.js.Consumer(c.t.Context(), wire.InboxStream, wire.InboxConsumer)
+		if tries < 4 && errors.Is(err, context.DeadlineExceeded) {
+			continue
+		}
+		check(c.t, err)
+		return inbox
+	}
 }
 
 // offer publishes and waits for the server to have it.

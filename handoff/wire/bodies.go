@@ -119,7 +119,8 @@ type Receipts struct {
 type Receipt struct {
 	ID    string `json:"id"` // of an offer its handoff's; of a result its token's
 	Index uint64 `json:"index"`
-	// Effect tells whether a verdict follows: allow (none, unless asked for), deny or hold.
+	// Effect tells whether a verdict follows: allow (none, unless asked for), deny or hold. What was revoked or has run out of
+	// time since is deny.
 	Effect string `json:"effect,omitempty"`
 }
 

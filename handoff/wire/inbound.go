@@ -1,5 +1,7 @@
 package wire
 
+import "errors"
+
 import "time"
 
 // The types below are the seam between the governor and whatever carries its messages. They name no carrier, so that
@@ -62,6 +64,9 @@ func (e *UndeliveredError) Unwrap() []error {
 	}
 	return errs
 }
+
+// ErrStreamsLost says that messages are gone which were stored in inboxes, since the server has lost its power.
+var ErrStreamsLost = errors.New("the streams have lost messages that were stored in them")
 
 // Verbs of [Request], besides [VerbSessionClose]. An operator's are VerbOperator + one of the verbs of its account.
 const (
