@@ -143,7 +143,8 @@ func notReady(err error) bool {
 		switch api.ErrorCode {
 		case 10004, // cluster incomplete
 			10005, // no suitable peers for placement
-			10008: // JetStream system temporarily unavailable
+			10008, // JetStream system temporarily unavailable
+			10039: // JetStream not enabled for the account: not yet, where the server has just been started
 			return true
 		}
 		return false
