@@ -17,8 +17,8 @@ import (
 // number, and would have another one removed that nobody has read. So the ledger knows a bound that no number may exceed before
 // the bound was raised, and a start leaves out whatever is below it.
 
-// numbersAhead is how far the bound is ahead of what has been given: as many messages may go out before it is raised, and as many
-// numbers, and twice that at the most, are left out after a crash.
+// numbersAhead is how far the bound is ahead of what has been given: as many messages may go out before it is raised. As many
+// numbers are left out after a crash, and those of messages that were refused since the stream was asked last.
 const numbersAhead = 4096
 
 // numbers counts the sequence numbers of the inboxes. Nothing on the way of a message waits for it, but for one in numbersAhead.

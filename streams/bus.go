@@ -207,8 +207,8 @@ var stallWait = jetstream.WithStallWait(5 * time.Second)
 
 // Deliver puts messages into inboxes and returns when the server has stored them all. An inbox keeps messages for an
 // agent that has never connected. On failure the error is a [wire.UndeliveredError], which wraps
-// [wire.CodeInboxFull] for an inbox at its limit, or [wire.ErrStreamsLost]. Headers whose names begin with "Nats-" are JetStream's; the caller
-// must not take them from a sender.
+// [wire.CodeInboxFull] for an inbox at its limit, or [wire.ErrStreamsLost]. Headers whose names begin with "Nats-" are
+// JetStream's; the caller must not take them from a sender.
 func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 	failed := make(map[int]error)
 	before, highest, lost := b.newest.Load(), uint64(0), false
@@ -223,15 +223,10 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 		if ack == nil {
 			continue
 		}
-		select {
-		case stored := <-ack.Ok():
-			highest, lost = max(highest, stored.Sequence), lost || stored.Sequence <= before
-		case err := <-ack.Err():
+		if number, err := b.await(ctx, ack); err != nil {
 			failed[i] = inboxError(err)
-		case <-ctx.Done():
-			failed[i] = ctx.Err()
-		case <-b.closing:
-			failed[i] = errClosed
+		} else {
+			highest, lost = max(highest, number), lost || number <= before
 		}
 		b.shares.settled(owners[i])
 	}
@@ -311,17 +306,25 @@ func (b *Bus) fill(ctx context.Context, n uint64) error {
 		}
 	}
 	for _, ack := range acks {
-		select {
-		case <-ack.Ok():
-		case err := <-ack.Err():
+		if _, err := b.await(ctx, ack); err != nil {
 			return err
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-b.closing:
-			return errClosed
 		}
 	}
 	return nil
+}
+
+// await waits until a message is stored, and returns its sequence number.
+func (b *Bus) await(ctx context.Context, ack jetstream.PubAckFuture) (uint64, error) {
+	select {
+	case stored := <-ack.Ok():
+		return stored.Sequence, nil
+	case err := <-ack.Err():
+		return 0, err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-b.closing:
+		return 0, errClosed
+	}
 }
 
 // put publishes a message to an inbox that has room for it. It does not wait for the answer; owner is what is then settled.
