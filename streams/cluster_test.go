@@ -55,7 +55,7 @@ func TestClusterLosesAServer(t *testing.T) {
 	check(t, err)
 	defer b.Close()
 	for _, c := range []*nats.Conn{a, b} {
-		_, err := c.Request(wire.OfferSubject("s", "x"), []byte("before"), 5*time.Second)
+		_, err := ask(c, wire.OfferSubject("s", "x"), []byte("before"), 5*time.Second)
 		check(t, err)
 	}
 	for _, in := range w.fetch(2) {

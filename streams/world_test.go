@@ -243,6 +243,21 @@ func (w *world) join(who string, opts ...nats.Option) *client {
 	return c
 }
 
+// Request asks as [ask] does.
+func (c *client) Request(subject string, body []byte, wait time.Duration) (*nats.Msg, error) {
+	return ask(c.Conn, subject, body, wait)
+}
+
+// ask asks again while nobody serves the subject: a server of a cluster hears a moment later who serves it at another one.
+func ask(conn *nats.Conn, subject string, body []byte, wait time.Duration) (*nats.Msg, error) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		answer, err := conn.Request(subject, body, wait)
+		if !errors.Is(err, nats.ErrNoResponders) || time.Now().After(end) {
+			return answer, err
+		}
+	}
+}
+
 func (c *client) inbox() jetstream.Consumer {
 	c.t.Helper()
 	for tries := 1; ; tries++ { // a cluster may drop what is asked while an account of it is new
