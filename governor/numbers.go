@@ -116,18 +116,24 @@ func (n *numbers) record(ahead uint64, put func(bound []byte) error) error {
 	return nil
 }
 
-// skipNumbers has no number given again, after a start that finds numbers up to stored in the inboxes.
-func (g *Governor) skipNumbers(ctx context.Context, stored uint64) error {
+// skipNumbers has no number given again, after a start that finds numbers up to stored in the inboxes. Fresh is a record that was
+// empty before this start.
+func (g *Governor) skipNumbers(ctx context.Context, stored uint64, fresh bool) error {
 	_, items, err := g.cfg.Log.Live()
 	if err != nil {
 		return err
 	}
 	bound := stored
-	if b := items[liveNumbers]; b != nil {
-		if len(b) != 8 {
-			return fmt.Errorf("the bound of sequence numbers has %d bytes", len(b))
-		}
+	switch b := items[liveNumbers]; {
+	case len(b) == 8:
 		bound = max(bound, binary.BigEndian.Uint64(b))
+	case b != nil:
+		return fmt.Errorf("the bound of sequence numbers has %d bytes", len(b))
+	case fresh: // none was given
+	case stored == 0: // a record that was restored beside new streams: as many as microseconds were never given
+		bound = uint64(time.Now().UnixMicro())
+	default: // the cache was damaged; what the streams can have lost is little
+		bound += unknownAhead
 	}
 	if bound > stored {
 		if err := g.cfg.Bus.Skip(ctx, bound); err != nil {
@@ -138,3 +144,7 @@ func (g *Governor) skipNumbers(ctx context.Context, stored uint64) error {
 	g.numbers.bound.Store(bound)
 	return nil
 }
+
+// unknownAhead is how many numbers are left out where the bound is not on record, and the streams know the numbers given but for
+// what a loss of power took: far more than they have unsynced.
+const unknownAhead = 16 * numbersAhead

@@ -89,7 +89,7 @@ func (g *Governor) republish(ctx context.Context, newest int64) error {
 	if err != nil {
 		return err
 	}
-	if err := g.skipNumbers(ctx, stored); err != nil {
+	if err := g.skipNumbers(ctx, stored, newest == 0); err != nil {
 		return err
 	}
 	var out []wire.Outbound

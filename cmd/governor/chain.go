@@ -21,6 +21,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
+	"github.com/handoff-governor/handoff-governor/policies"
 )
 
 func chainCommand() *cobra.Command {
@@ -297,7 +298,8 @@ func chainVerifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Verify the whole ledger: hashes, signatures, narrowing and the life of every handoff",
 		Long: `Verify the whole ledger: its Merkle tree and checkpoint, every signature of roots, offers and results, that no link is
-wider than the one before it, and that nothing was claimed or answered that was not admitted.
+wider than the one before it, and that nothing was claimed or answered that was not admitted. Where no governor runs, the
+file is checked, too: its pages, its index of IDs, every body and bundle.
 
 The checkpoint's key and the issuer's come from governor.json in the data directory. Whoever distrusts that directory
 keeps checkpoints of earlier days elsewhere, as "governor chain checkpoint" writes them, and names them with --seen: a
@@ -355,14 +357,24 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 	}
 	begun := time.Now()
 	report, err := entry.Verify(cmd.Context(), r, cfg)
-	problem, damaged := errors.AsType[*entry.Problem](err)
-	if err != nil && !damaged {
+	if err == nil {
+		err = checkBundles(r, report)
+	}
+	problem, wrong := errors.AsType[*entry.Problem](err)
+	if err != nil && !wrong {
 		return err
 	}
 	var found *finding
-	if damaged {
+	if wrong {
 		found = &finding{&problem.Index, problem.Field, problem.Reason}
+	} else if file, ok := r.(*ledger.Ledger); ok {
+		if err := file.Check(cmd.Context()); errors.Is(err, ledger.ErrDamaged) {
+			found = &finding{Reason: err.Error()}
+		} else if err != nil {
+			return err
+		}
 	}
+	damaged := found != nil
 	out := cli.For(cmd)
 	if out.JSON {
 		err = out.Value(struct {
@@ -383,7 +395,7 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 	} else {
 		err = p.showReport(out, report, time.Since(begun))
 		if err == nil && damaged {
-			err = out.Ended("damaged", "%v", problem)
+			err = out.Ended("damaged", "%s", found)
 		} else if err == nil {
 			err = out.Ended("verified", "the ledger of %s", p.Log)
 		}
@@ -410,11 +422,35 @@ func unreadable(out *cli.Output, err error) error {
 	return cli.ErrShown
 }
 
+// checkBundles compares every bundle that was in force with its digest.
+func checkBundles(r record, report entry.Report) error {
+	for digest, index := range report.Bundles {
+		content, err := r.Bundle(digest)
+		if _, refused := errors.AsType[*wire.Error](err); err != nil && !refused && !errors.Is(err, ledger.ErrNotFound) {
+			return err
+		}
+		if err != nil {
+			return &entry.Problem{Index: index, Field: "bundle.digest", Reason: "the bundle is not kept: " + err.Error()}
+		}
+		if bundle, err := policies.Parse(content); err != nil || bundle.Digest() != digest {
+			return &entry.Problem{Index: index, Field: "bundle.digest", Reason: "the bundle that is kept was changed"}
+		}
+	}
+	return nil
+}
+
 // finding is what is wrong with a ledger.
 type finding struct {
 	Entry  *uint64 `json:"entry,omitempty"`
 	Field  string  `json:"field,omitempty"`
 	Reason string  `json:"reason"`
+}
+
+func (f *finding) String() string {
+	if f.Entry == nil {
+		return f.Reason
+	}
+	return (&entry.Problem{Index: *f.Entry, Field: f.Field, Reason: f.Reason}).Error()
 }
 
 func (p *place) showReport(out *cli.Output, r entry.Report, took time.Duration) error {

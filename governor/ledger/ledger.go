@@ -44,8 +44,11 @@ var (
 	ErrClosed   = errors.New("ledger is closed")
 )
 
-// formatVersion is raised whenever an older program would misread the file.
-const formatVersion = 1
+// formatVersion is raised whenever an older program would misread the file, or leave it so that this one does. What each changed:
+//
+//	1  as the package says, without meta's "live"
+//	2  a sum over the live bucket, which tells a damaged cache from a whole one
+const formatVersion = 2
 
 // Sizes of the file.
 const (
@@ -74,6 +77,7 @@ var (
 	metaLog        = []byte("log")
 	metaCheckpoint = []byte("checkpoint")
 	metaWatermark  = []byte("watermark")
+	metaLive       = []byte("live")   // sum over the live bucket and the watermark
 	metaBundle     = []byte("bundle") // digest of the newest that an entry put in force
 )
 
@@ -118,7 +122,8 @@ type Ledger struct {
 }
 
 // Open opens the ledger in the file path, and creates it where there is none. The file has mode 0600 and belongs to one
-// process: a second gets [ErrInUse]. The tail of the record is checked; [entry.Verify] checks all of it.
+// process: a second gets [ErrInUse]. The tail of the record is checked; [entry.Verify] checks all of it, and [Ledger.Check] the
+// file. Where it is not for reading only, a file of an older format becomes one of this format, in one transaction.
 func Open(path string, cfg Config) (_ *Ledger, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -141,6 +146,9 @@ func Open(path string, cfg Config) (_ *Ledger, err error) {
 	}()
 	_, missing := os.Stat(path)
 	if l.db, err = openFile(path, cfg, lockWait); err != nil {
+		return nil, err
+	}
+	if err := l.followable(); err != nil {
 		return nil, err
 	}
 	if !cfg.ReadOnly {
@@ -203,16 +211,36 @@ func explain(err error) error {
 	return err
 }
 
-// prepare creates what a new file needs. It writes nothing to any other: a newer program's is left as it is.
+// followable reads where the file's pages lead, so that bbolt can follow them to an end.
+func (l *Ledger) followable() error {
+	p, done, err := l.pages()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if p.damaged != nil && !l.cfg.ReadOnly {
+		return fmt.Errorf("%w: what was committed last may be gone; restore a backup", p.damaged)
+	}
+	return p.check()
+}
+
+// prepare creates what a new file needs, and brings an older one up to this format. A newer program's is left as it is.
 func (l *Ledger) prepare() (err error) {
 	defer guard(&err)()
 	made := false
+	format := uint64(formatVersion)
 	err = l.view(func(tx *bbolt.Tx) error {
-		made = tx.Bucket(bucketMeta) != nil
+		meta := tx.Bucket(bucketMeta)
+		if made = meta != nil; made {
+			format, _ = parseU64(meta.Get(metaFormat))
+		}
 		return nil
 	})
-	if made || err != nil {
+	if err != nil || made && format != 1 {
 		return err
+	}
+	if made {
+		return l.db.Update(migrateFrom1)
 	}
 	return l.db.Update(func(tx *bbolt.Tx) error {
 		if name, _ := tx.Cursor().First(); name != nil {
@@ -230,8 +258,31 @@ func (l *Ledger) prepare() (err error) {
 		if err := meta.Put(metaFormat, u64(formatVersion)); err != nil {
 			return err
 		}
-		return meta.Put(metaLog, []byte(l.cfg.LogName))
+		if err := meta.Put(metaLog, []byte(l.cfg.LogName)); err != nil {
+			return err
+		}
+		return meta.Put(metaLive, make([]byte, len(liveSum{})))
 	})
+}
+
+// migrateFrom1 makes a file of format 1 one of format 2.
+func migrateFrom1(tx *bbolt.Tx) error {
+	meta := tx.Bucket(bucketMeta)
+	live := tx.Bucket(bucketLive)
+	if live == nil {
+		return fmt.Errorf("%w: bucket %q is missing", ErrDamaged, bucketLive)
+	}
+	var sum liveSum
+	if err := live.ForEach(func(k, v []byte) error { sum.toggle(k, v); return nil }); err != nil {
+		return err
+	}
+	if watermark := meta.Get(metaWatermark); watermark != nil {
+		sum.toggle(nil, watermark)
+	}
+	if err := meta.Put(metaLive, sum[:]); err != nil {
+		return err
+	}
+	return meta.Put(metaFormat, u64(2))
 }
 
 // load reads what is kept in memory, and checks it against the newest entries.
@@ -458,12 +509,7 @@ func (l *Ledger) PutLive(watermark uint64, changes map[string][]byte) error {
 	if size := l.size.Load(); watermark > size {
 		return fmt.Errorf("live state of %d entries, but there are %d", watermark, size)
 	}
-	return l.update(func(tx *bbolt.Tx) error {
-		if err := putLive(tx, changes); err != nil {
-			return err
-		}
-		return tx.Bucket(bucketMeta).Put(metaWatermark, u64(watermark))
-	})
+	return l.update(func(tx *bbolt.Tx) error { return putLive(tx, changes, u64(watermark)) })
 }
 
 // NoteLive stores keys of that cache which the state does not follow from, so that they may be newer than its watermark. It is
@@ -471,21 +517,35 @@ func (l *Ledger) PutLive(watermark uint64, changes map[string][]byte) error {
 func (l *Ledger) NoteLive(changes map[string][]byte) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	return l.update(func(tx *bbolt.Tx) error { return putLive(tx, changes) })
+	return l.update(func(tx *bbolt.Tx) error { return putLive(tx, changes, nil) })
 }
 
-func putLive(tx *bbolt.Tx, changes map[string][]byte) error {
-	live := tx.Bucket(bucketLive)
+// putLive changes the live bucket and its sum. A watermark of nil stays as it is.
+func putLive(tx *bbolt.Tx, changes map[string][]byte, watermark []byte) error {
+	live, meta := tx.Bucket(bucketLive), tx.Bucket(bucketMeta)
+	var sum liveSum
+	copy(sum[:], meta.Get(metaLive))
+	replace := func(bucket *bbolt.Bucket, at, key, value []byte) error {
+		if old := bucket.Get(at); old != nil {
+			sum.toggle(key, old)
+		}
+		if value == nil {
+			return bucket.Delete(at)
+		}
+		sum.toggle(key, value)
+		return bucket.Put(at, value)
+	}
 	for k, v := range changes {
-		if v == nil {
-			if err := live.Delete([]byte(k)); err != nil {
-				return err
-			}
-		} else if err := live.Put([]byte(k), v); err != nil {
+		if err := replace(live, []byte(k), []byte(k), v); err != nil {
 			return err
 		}
 	}
-	return nil
+	if watermark != nil {
+		if err := replace(meta, metaWatermark, nil, watermark); err != nil {
+			return err
+		}
+	}
+	return meta.Put(metaLive, sum[:])
 }
 
 // DropBodies deletes bodies of entries older than before, at most limit of them, oldest first, and tells how many. The

@@ -115,25 +115,24 @@ func (l *Ledger) page(from uint64) (page [][]byte, err error) {
 // before it. An unknown session has none.
 func (l *Ledger) Session(id string) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		key, err := uuidKey(id)
+		index, found, err := l.Newest(id)
 		if err != nil {
 			yield(nil, err)
-			return
 		}
-		head, err := l.get(bucketSession, key, func() string { return "session" })
-		if errors.Is(err, ErrNotFound) {
-			return
-		}
-		index, ok := parseU64(head)
-		if err == nil && !ok {
-			err = fmt.Errorf("%w: the head of session %s is not an index", ErrDamaged, id)
-		}
-		if err != nil {
-			yield(nil, err)
+		if !found || err != nil {
 			return
 		}
 		l.SessionFrom(id, index)(yield)
 	}
+}
+
+// Newest finds the newest entry of a session.
+func (l *Ledger) Newest(session string) (index uint64, found bool, err error) {
+	index, found, err = l.find(bucketSession, session)
+	if l.cfg.ReadOnly && index >= l.Size() && err == nil && found { // else it may be on its way
+		return 0, false, fmt.Errorf("%w: session %s should have entry %d, and there are %d", ErrDamaged, session, index, l.Size())
+	}
+	return index, found, err
 }
 
 // SessionFrom is [Ledger.Session] from one of the session's entries on, back to its first.
@@ -168,16 +167,21 @@ func (l *Ledger) SessionFrom(id string, index uint64) iter.Seq2[[]byte, error] {
 
 // Lookup finds the entry that used up an ID, however long ago.
 func (l *Ledger) Lookup(id string) (index uint64, found bool, err error) {
+	index, found, err = l.find(bucketID, id)
+	return index, found && index < l.Size(), err
+}
+
+// find reads the index that a bucket has for a UUID.
+func (l *Ledger) find(bucket []byte, id string) (index uint64, found bool, err error) {
 	key, err := uuidKey(id)
 	if err != nil {
 		return 0, false, err
 	}
 	err = l.view(func(tx *bbolt.Tx) error {
-		if v := tx.Bucket(bucketID).Get(key); v != nil {
+		if v := tx.Bucket(bucket).Get(key); v != nil {
 			if index, found = parseU64(v); !found {
-				return fmt.Errorf("%w: the index of ID %s is not one", ErrDamaged, id)
+				return fmt.Errorf("%w: in bucket %q, what is kept for %s is not an index", ErrDamaged, bucket, id)
 			}
-			found = index < l.Size()
 		}
 		return nil
 	})
@@ -215,12 +219,21 @@ func (l *Ledger) NewestBundle() ([]byte, error) {
 	return l.Bundle(digest)
 }
 
-// Live returns the cache that [Ledger.PutLive] stored, and its watermark: 0 and nothing where there never was one.
+// Live returns the cache that [Ledger.PutLive] stored, and its watermark: 0 and nothing where there never was one, or where it
+// is damaged. A damaged one is emptied, unless the ledger is open for reading only.
 func (l *Ledger) Live() (watermark uint64, items map[string][]byte, err error) {
 	items = map[string][]byte{}
+	var sum, want liveSum
+	summed := false
 	err = l.view(func(tx *bbolt.Tx) error {
-		watermark, _ = parseU64(tx.Bucket(bucketMeta).Get(metaWatermark))
+		meta := tx.Bucket(bucketMeta)
+		if mark := meta.Get(metaWatermark); mark != nil {
+			watermark, _ = parseU64(mark)
+			sum.toggle(nil, mark)
+		}
+		summed = copy(want[:], meta.Get(metaLive)) > 0
 		return tx.Bucket(bucketLive).ForEach(func(k, v []byte) error {
+			sum.toggle(k, v)
 			items[string(k)] = bytes.Clone(v)
 			return nil
 		})
@@ -228,7 +241,33 @@ func (l *Ledger) Live() (watermark uint64, items map[string][]byte, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	return watermark, items, nil
+	if !summed || sum == want {
+		return watermark, items, nil
+	}
+	l.log.Error("the cache of the governor's state is damaged; the state is read from the entries, which takes longer")
+	if l.cfg.ReadOnly {
+		return 0, map[string][]byte{}, nil
+	}
+	return 0, map[string][]byte{}, l.emptyLive()
+}
+
+// emptyLive takes the cache away.
+func (l *Ledger) emptyLive() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	return l.update(func(tx *bbolt.Tx) error {
+		if err := tx.DeleteBucket(bucketLive); err != nil {
+			return err
+		}
+		if _, err := tx.CreateBucket(bucketLive); err != nil {
+			return err
+		}
+		meta := tx.Bucket(bucketMeta)
+		if err := meta.Delete(metaWatermark); err != nil {
+			return err
+		}
+		return meta.Put(metaLive, make([]byte, len(liveSum{})))
+	})
 }
 
 // Snapshot writes a copy of the whole file as it is at one moment, itself a ledger, and tells its size in bytes. The

@@ -19,6 +19,7 @@ import (
 // true. It looks at nothing but the entries, and reads each once.
 type chains struct {
 	report *Report
+	index  IndexSource // beside the entries, or nil
 
 	log    string
 	time   int64  // of the newest entry, Unix milliseconds
@@ -227,6 +228,25 @@ func (s *step) use(field, id string) error {
 		return s.bad(field, "was used before, by entry %d", before)
 	}
 	s.used[u] = s.e.Index
+	if s.index != nil {
+		if at, found, err := s.index.Lookup(id); err != nil || !found || at != s.e.Index {
+			return s.bad(field, "is not found by its ID: the index of IDs beside the entries is damaged")
+		}
+	}
+	return nil
+}
+
+// heads compares what the index has as each session's newest entry with what was read. Entries may have been added since.
+func (v *chains) heads(read uint64) error {
+	if v.index == nil {
+		return nil
+	}
+	for id, newest := range v.session {
+		at, found, err := v.index.Newest(id.String())
+		if err != nil || !found || at != newest && at < read {
+			return &Problem{newest, "session", "is not found by its session: the index of sessions beside the entries is damaged"}
+		}
+	}
 	return nil
 }
 
@@ -278,6 +298,9 @@ func (s *step) activated(b *Bundle) error {
 		return s.bad("bundle", "names no bundle")
 	}
 	s.bundle = b.Digest
+	if _, known := s.report.Bundles[b.Digest]; !known {
+		s.report.Bundles[b.Digest] = s.e.Index
+	}
 	return s.acts("bundle.by", b.By)
 }
 
@@ -789,19 +812,7 @@ func (s *step) revoked(in *session, r *Revoked) error {
 
 // body compares what is stored beside the entry with the hash in it.
 func (s *step) body(bodies BodySource) error {
-	var field, want string
-	switch e := s.e; e.Kind {
-	case KindSession:
-		field, want = "opened.objective_hash", e.Opened.ObjectiveHash
-	case KindDecided:
-		if e.Decided.Effect != wire.EffectDeny { // what was denied is not kept
-			field, want = "decided.task_hash", e.Decided.TaskHash
-		}
-	case KindResult:
-		if e.Result.Effect != wire.EffectDeny {
-			field, want = "result.body_hash", e.Result.BodyHash
-		}
-	}
+	field, want := s.e.BodyHash()
 	if want == "" || bodies == nil {
 		return nil
 	}

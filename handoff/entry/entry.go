@@ -10,9 +10,11 @@
 package entry
 
 import (
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
+	"github.com/handoff-governor/handoff-governor/handoff/aat/jws"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
@@ -220,4 +222,44 @@ type Identity struct {
 	Effect string `json:"effect"` // withdrawn | restored
 	By     string `json:"by"`     // another operator
 	Reason string `json:"reason,omitempty"`
+}
+
+// BodyHash is what the entry says of the body that is stored beside it until retention deletes that: the member with the hash,
+// as in "decided.task_hash", and SHA-256(salt ‖ body) as [wire.TaskHash] writes it. Both are empty where nothing is stored: what
+// was denied is not kept.
+func (e *Entry) BodyHash() (member, hash string) {
+	switch {
+	case e.Kind == KindSession && e.Opened != nil:
+		return "opened.objective_hash", e.Opened.ObjectiveHash
+	case e.Kind == KindDecided && e.Decided != nil && e.Decided.Effect != wire.EffectDeny && e.Decided.TaskHash != "":
+		return "decided.task_hash", e.Decided.TaskHash
+	case e.Kind == KindResult && e.Result != nil && e.Result.Effect != wire.EffectDeny:
+		return "result.body_hash", e.Result.BodyHash
+	}
+	return "", ""
+}
+
+// ID is the UUID that the entry uses up for ever: of a session, an offer, a claim's grant or a result. It is empty where the
+// entry uses up none, and may be any text where the entry is not one that [Verify] would let pass.
+func (e *Entry) ID() string {
+	switch {
+	case e.Kind == KindSession:
+		return e.Session
+	case e.Kind == KindDecided && e.Decided != nil && e.Decided.Stage == StageSession:
+		return e.Session
+	case e.Kind == KindDecided && e.Decided != nil && e.Decided.Stage == StageOffer:
+		return e.Handoff
+	case e.Kind == KindClaimed:
+		return e.Grant
+	case e.Kind == KindResult && e.Result != nil:
+		var said struct {
+			ID string `json:"jti"`
+		}
+		token, err := jws.Split(e.Result.Token, wire.MaxToken)
+		if err != nil || json.Unmarshal(token.Payload, &said) != nil {
+			return ""
+		}
+		return said.ID
+	}
+	return ""
 }

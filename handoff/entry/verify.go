@@ -32,6 +32,15 @@ type LeafSource interface {
 	LeafHash(index uint64) (tlog.Hash, error)
 }
 
+// IndexSource is a [Source] that also finds entries by ID and by session. Its index proves nothing, but a governor that is
+// misled by it would decide an ID twice.
+type IndexSource interface {
+	// Lookup finds the entry that used up an ID.
+	Lookup(id string) (index uint64, found bool, err error)
+	// Newest finds the newest entry of a session.
+	Newest(session string) (index uint64, found bool, err error)
+}
+
 // Config says whom to believe.
 type Config struct {
 	// LogKey is the key that signs the log's checkpoints, a note verifier key (`name+hash+base64`). Required.
@@ -61,6 +70,9 @@ type Report struct {
 	Results     uint64 // result statements verified
 	Bodies      uint64 // stored bodies that match their hash
 	BodiesGone  uint64 // bodies that are not there, or no more
+	// Bundles are the digests of the bundles that were in force, with the entry that named each first. What is kept under them is
+	// for whoever knows what a bundle is to check.
+	Bundles map[string]uint64
 }
 
 // Problem is the first thing found wrong with a log.
@@ -88,6 +100,7 @@ func (p *Problem) Error() string {
 //     task had two live grants or two results; no ID was used twice;
 //   - whoever was withdrawn had nothing left, and did nothing until it was restored;
 //   - bodies that are still there have the hashes that were signed;
+//   - where src is an [IndexSource], every ID and every session is found at its entry;
 //   - the Merkle tree over the entries is the one that the log signed, and grew from those in [Config.Seen].
 //
 // The error is a *[Problem] where the log is at fault; the report then tells how far it got. What only policy can tell,
@@ -102,12 +115,13 @@ func Verify(ctx context.Context, src Source, cfg Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	report := Report{Checkpoint: checkpoint, Kinds: map[Kind]uint64{}}
+	report := Report{Checkpoint: checkpoint, Kinds: map[Kind]uint64{}, Bundles: map[string]uint64{}}
 	milestones, err := cfg.milestones(checkpoint)
 	if err != nil {
 		return report, err
 	}
 	chains := newChains(cfg, &report)
+	chains.index, _ = src.(IndexSource)
 	leaves, _ := src.(LeafSource)
 	bodies, _ := src.(BodySource)
 	var grown tree
@@ -142,7 +156,7 @@ func Verify(ctx context.Context, src Source, cfg Config) (Report, error) {
 	if grown.size < checkpoint.Size {
 		return report, &Problem{grown.size, "", fmt.Sprintf("is missing: the log signed %d entries", checkpoint.Size)}
 	}
-	return report, nil
+	return report, chains.heads(grown.size)
 }
 
 // milestones are the sizes at which the tree's hash is known.
