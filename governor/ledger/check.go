@@ -23,11 +23,11 @@ func (l *Ledger) Check(ctx context.Context) error {
 	if !l.cfg.ReadOnly {
 		return errors.New("a ledger can be checked where it is open for reading only")
 	}
-	p, done, err := l.pages()
+	p, file, err := l.pages()
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer file.Close()
 	if p.damaged != nil {
 		return p.damaged
 	}
@@ -65,7 +65,7 @@ func (l *Ledger) checkMeta(live liveSum) error {
 		if mark := meta.Get(metaWatermark); mark != nil {
 			live.toggle(nil, mark)
 		}
-		if want := meta.Get(metaLive); want != nil && !bytes.Equal(want, live[:]) {
+		if want, summed := liveSumOf(meta); summed && want != live {
 			return fmt.Errorf("%w: bucket %q does not have its sum; a governor that starts makes it anew", ErrDamaged, bucketLive)
 		}
 		if digest := meta.Get(metaBundle); digest != nil && tx.Bucket(bucketBundle).Get(digest) == nil {
@@ -76,8 +76,8 @@ func (l *Ledger) checkMeta(live liveSum) error {
 }
 
 // pages opens the file beside bbolt.
-func (l *Ledger) pages() (p *pages, done func() error, err error) {
-	file, err := os.Open(l.db.Path())
+func (l *Ledger) pages() (p *pages, file *os.File, err error) {
+	file, err = os.Open(l.db.Path())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -87,7 +87,7 @@ func (l *Ledger) pages() (p *pages, done func() error, err error) {
 	}
 	p = &pages{file: file, size: info.Size(), pageSize: l.db.Info().PageSize}
 	p.header, p.damaged = newestHeader(file, p.pageSize)
-	return p, file.Close, nil
+	return p, file, nil
 }
 
 // checkTiles compares what is stored of the Merkle tree with the entries, and counts the tiles.

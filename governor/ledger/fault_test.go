@@ -370,9 +370,9 @@ func TestFlippedBytes(t *testing.T) {
 				used = append(used, at+i)
 			}
 		}
-		n := 12
+		n := 8
 		if kind := binary.NativeEndian.Uint16(content[at+8:]); kind == 2 && content[at+16] == 1 || at < 2*page {
-			n = 100 // the small buckets are all in the leaf that names the buckets
+			n = 60 // the small buckets are all in the leaf that names the buckets
 		}
 		for range min(n, len(used)) {
 			flips = append(flips, used[random.IntN(len(used))])
@@ -391,7 +391,7 @@ func TestFlippedBytes(t *testing.T) {
 		}
 		got, err := holds(broken, log)
 		switch {
-		case err != nil && !errors.Is(err, ledger.ErrDamaged) && !errors.Is(err, ledger.ErrNotLedger) && !isProblem(err) && !strings.Contains(err.Error(), "checkpoint"):
+		case err != nil && !errors.Is(err, ledger.ErrDamaged) && !errors.Is(err, ledger.ErrNotLedger) && !errors.Is(err, ledger.ErrNewer) && !isProblem(err) && !strings.Contains(err.Error(), "checkpoint"):
 			t.Errorf("byte %d, page %d: found, and not named: %v", at, at/page, err)
 		case err != nil:
 			found[fmt.Sprint(at/page < 2, isProblem(err))]++
@@ -401,7 +401,7 @@ func TestFlippedBytes(t *testing.T) {
 		}
 	}
 	t.Logf("found (in a header, by the verifier): %v", found)
-	for kind, enough := range map[string]int{"true false": 20, "false false": 100, "false true": 1} {
+	for kind, enough := range map[string]int{"true false": 10, "false false": 100, "false true": 1} {
 		if found[kind] < enough {
 			t.Errorf("of the kind %s only %d changes were found", kind, found[kind])
 		}

@@ -213,11 +213,11 @@ func explain(err error) error {
 
 // followable reads where the file's pages lead, so that bbolt can follow them to an end.
 func (l *Ledger) followable() error {
-	p, done, err := l.pages()
+	p, file, err := l.pages()
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer file.Close()
 	if p.damaged != nil && !l.cfg.ReadOnly {
 		return fmt.Errorf("%w: what was committed last may be gone; restore a backup", p.damaged)
 	}
@@ -292,7 +292,7 @@ func (l *Ledger) load(tx *bbolt.Tx) error {
 		return ErrNotLedger
 	}
 	switch format, ok := parseU64(meta.Get(metaFormat)); {
-	case !ok:
+	case !ok || format == 0:
 		return fmt.Errorf("%w: it names no format", ErrNotLedger)
 	case format > formatVersion:
 		return fmt.Errorf("%w (%d; this one knows %d): upgrade the program", ErrNewer, format, formatVersion)
@@ -520,11 +520,17 @@ func (l *Ledger) NoteLive(changes map[string][]byte) error {
 	return l.update(func(tx *bbolt.Tx) error { return putLive(tx, changes, nil) })
 }
 
+// liveSumOf is the sum that is kept of the live bucket, if that has one. What is kept in a file of today's format always has.
+func liveSumOf(meta *bbolt.Bucket) (sum liveSum, summed bool) {
+	copy(sum[:], meta.Get(metaLive))
+	format, _ := parseU64(meta.Get(metaFormat))
+	return sum, format > 1 || meta.Get(metaLive) != nil
+}
+
 // putLive changes the live bucket and its sum. A watermark of nil stays as it is.
 func putLive(tx *bbolt.Tx, changes map[string][]byte, watermark []byte) error {
 	live, meta := tx.Bucket(bucketLive), tx.Bucket(bucketMeta)
-	var sum liveSum
-	copy(sum[:], meta.Get(metaLive))
+	sum, _ := liveSumOf(meta)
 	replace := func(bucket *bbolt.Bucket, at, key, value []byte) error {
 		if old := bucket.Get(at); old != nil {
 			sum.toggle(key, old)

@@ -231,7 +231,7 @@ func (l *Ledger) Live() (watermark uint64, items map[string][]byte, err error) {
 			watermark, _ = parseU64(mark)
 			sum.toggle(nil, mark)
 		}
-		summed = copy(want[:], meta.Get(metaLive)) > 0
+		want, summed = liveSumOf(meta)
 		return tx.Bucket(bucketLive).ForEach(func(k, v []byte) error {
 			sum.toggle(k, v)
 			items[string(k)] = bytes.Clone(v)
