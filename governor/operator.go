@@ -2,12 +2,14 @@ package governor
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -125,8 +127,11 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 		return wire.OperatorResponse{Checkpoint: string(checkpoint)}
 	case wire.VerbBody:
 		salt, body, err := g.cfg.Log.Body(q.Index)
-		if err != nil {
+		if errors.Is(err, ledger.ErrNotFound) {
 			return refused(wire.Refuse(wire.CodeHandoffUnknown, "no body is kept for this entry: "+err.Error()))
+		}
+		if err != nil {
+			return refused(unavailable(err))
 		}
 		return wire.OperatorResponse{Salt: salt, Body: body}
 	case wire.VerbBundle:

@@ -3,7 +3,9 @@ package governor_test
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
@@ -115,4 +117,39 @@ func TestOperatorAsksAgain(t *testing.T) {
 	}
 	ask("revoking a session", wire.VerbRevoke, wire.OperatorRequest{ID: root.session, Reason: "test"})
 	ask("withdrawing", wire.VerbIdentityWithdraw, wire.OperatorRequest{Name: b.name, Reason: "test"})
+}
+
+// What is older than it should be kept is deleted while the governor runs, and nothing younger.
+func TestOldBodiesAreDeleted(t *testing.T) {
+	clock := newClock()
+	w := newWorld(t, clock.use, func(cfg *daemon.Config) { cfg.KeepBodies = daemon.MinKeepBodies })
+	a, b, op := w.agent("a"), w.agent("b"), w.operator()
+	body := func(index uint64) wire.OperatorResponse {
+		t.Helper()
+		return op.operate(wire.VerbBody, wire.OperatorRequest{Index: index})
+	}
+	old := a.receipt(a.session(readFiles()).offer(b.name, "carry stones").id)
+	if got := body(old); string(got.Body) != "carry stones" {
+		t.Fatalf("%+v", got)
+	}
+	clock.advance(daemon.MinKeepBodies + time.Minute)
+	opened := a.session(readFiles(), func(r *wire.OpenRequest) { r.ID = newIDAt(t, time.Now().Add(daemon.MinKeepBodies+time.Minute)) })
+	page := op.operate(wire.VerbChainEntries, wire.OperatorRequest{Session: opened.session})
+	first, err := entry.Decode(page.Entries[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	young := first.Index
+	for end := time.Now().Add(20 * time.Second); body(old).Error == nil; {
+		if time.Now().After(end) {
+			t.Fatal("it is still there")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if got := body(old); got.Error.Code != wire.CodeHandoffUnknown {
+		t.Errorf("%+v", got.Error)
+	}
+	if got := body(young); got.Error != nil || len(got.Body) == 0 {
+		t.Errorf("%+v", got)
+	}
 }

@@ -2,6 +2,7 @@ package governor_test
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,7 +14,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/governor"
+	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
@@ -583,14 +586,7 @@ func TestNumbersAreNotGivenAgain(t *testing.T) {
 
 	b = w.agent("b")
 	again := b.next(wire.KindTask, old.id)
-	number := func(m jetstream.Msg) uint64 {
-		meta, err := m.Metadata()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return meta.Sequence.Stream
-	}
-	if first, second := number(held), number(again); second <= first+20 {
+	if first, second := number(t, held), number(t, again); second <= first+20 {
 		t.Errorf("number %d was given before, and %d is given now", first, second)
 	}
 
@@ -618,9 +614,54 @@ func TestNumbersAreNotGivenAgain(t *testing.T) {
 	if err := b.nc.Publish(lost.Reply(), []byte("+ACK")); err != nil {
 		t.Fatal(err)
 	}
-	if first, second := number(lost), number(b.next(wire.KindTask, last.id)); second <= first {
+	if first, second := number(t, lost), number(t, b.next(wire.KindTask, last.id)); second <= first {
 		t.Errorf("where some are left, number %d was given before, and %d is given now", first, second)
 	}
+}
+
+// A record that was restored beside new streams does not know which numbers were given. None of them is given again.
+func TestNumbersAfterARestore(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles())
+	o := root.offer(b.name, "waits")
+	a.receipt(o.id)
+	held := b.next(wire.KindTask, o.id)
+	w.stop()
+	backup := t.TempDir()
+	l, err := ledger.Open(daemon.LedgerPath(w.cfg.Dir), ledger.Config{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := daemon.Backup(t.Context(), w.cfg.Dir, backup, l, false, func(uint64) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Close(), os.RemoveAll(filepath.Join(w.cfg.Dir, "streams"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := daemon.Restore(t.Context(), backup, w.cfg.Dir, true); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	a, b = w.agent("a"), w.agent("b")
+	again := b.next(wire.KindTask, o.id)
+	if err := b.nc.Publish(held.Reply(), []byte("+ACK")); err != nil {
+		t.Fatal(err)
+	}
+	if first, second := number(t, held), number(t, again); second < first+1<<40 {
+		t.Errorf("number %d was given before, and %d is given now", first, second)
+	}
+	a.receipt(a.session(readFiles()).offer(b.name, "goes on").id)
+}
+
+// number is that of a message in the stream of its inbox.
+func number(t *testing.T, m jetstream.Msg) uint64 {
+	t.Helper()
+	meta, err := m.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return meta.Sequence.Stream
 }
 
 // What was held when its session was closed was never allowed, and who sends it again must not be receipted as if it were.

@@ -228,6 +228,16 @@ func newID(t testing.TB) string {
 	return id.String()
 }
 
+// newIDAt is an ID as it is made at another time.
+func newIDAt(t testing.TB, at time.Time) string {
+	id := uuid.MustParse(newID(t))
+	ms := uint64(at.UnixMilli())
+	for i := range 6 {
+		id[i] = byte(ms >> (40 - 8*i))
+	}
+	return id.String()
+}
+
 func encode(t testing.TB, v any) []byte {
 	t.Helper()
 	raw, err := json.Marshal(v)

@@ -21,7 +21,6 @@ import (
 	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
 	"github.com/handoff-governor/handoff-governor/handoff/wire"
-	"github.com/handoff-governor/handoff-governor/policies"
 )
 
 func chainCommand() *cobra.Command {
@@ -343,11 +342,10 @@ signed note. Keep it somewhere else. "governor chain verify --seen FILE" then fi
 }
 
 func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
-	issuers, err := p.Anchors()
+	cfg, err := p.Trust()
 	if err != nil {
 		return err
 	}
-	cfg := entry.Config{LogKey: p.LogKey, PastLogKeys: p.PastLogKeys, Issuers: issuers}
 	for _, file := range seen {
 		checkpoint, err := readSmall(file)
 		if err != nil {
@@ -356,23 +354,14 @@ func (p *place) verify(cmd *cobra.Command, r record, seen []string) error {
 		cfg.Seen = append(cfg.Seen, checkpoint)
 	}
 	begun := time.Now()
-	report, err := entry.Verify(cmd.Context(), r, cfg)
-	if err == nil {
-		err = checkBundles(r, report)
-	}
-	problem, wrong := errors.AsType[*entry.Problem](err)
-	if err != nil && !wrong {
-		return err
-	}
+	report, err := daemon.Verify(cmd.Context(), r, cfg)
 	var found *finding
-	if wrong {
+	if problem, wrong := errors.AsType[*entry.Problem](err); wrong {
 		found = &finding{&problem.Index, problem.Field, problem.Reason}
-	} else if file, ok := r.(*ledger.Ledger); ok {
-		if err := file.Check(cmd.Context()); errors.Is(err, ledger.ErrDamaged) {
-			found = &finding{Reason: err.Error()}
-		} else if err != nil {
-			return err
-		}
+	} else if errors.Is(err, ledger.ErrDamaged) {
+		found = &finding{Reason: err.Error()}
+	} else if err != nil {
+		return err
 	}
 	damaged := found != nil
 	out := cli.For(cmd)
@@ -420,23 +409,6 @@ func unreadable(out *cli.Output, err error) error {
 		return err
 	}
 	return cli.ErrShown
-}
-
-// checkBundles compares every bundle that was in force with its digest.
-func checkBundles(r record, report entry.Report) error {
-	for digest, index := range report.Bundles {
-		content, err := r.Bundle(digest)
-		if _, refused := errors.AsType[*wire.Error](err); err != nil && !refused && !errors.Is(err, ledger.ErrNotFound) {
-			return err
-		}
-		if err != nil {
-			return &entry.Problem{Index: index, Field: "bundle.digest", Reason: "the bundle is not kept: " + err.Error()}
-		}
-		if bundle, err := policies.Parse(content); err != nil || bundle.Digest() != digest {
-			return &entry.Problem{Index: index, Field: "bundle.digest", Reason: "the bundle that is kept was changed"}
-		}
-	}
-	return nil
 }
 
 // finding is what is wrong with a ledger.

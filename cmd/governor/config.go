@@ -38,6 +38,7 @@ type config struct {
 	People      map[string]string `yaml:"people,omitempty"`       // name → file of an Ed25519 public key in PEM
 	Issuer      *issuerConfig     `yaml:"issuer,omitempty"`       // elsewhere; in the governor's process
 	LogLevel    string            `yaml:"log_level,omitempty"`    // info
+	KeepBodies  time.Duration     `yaml:"keep_bodies,omitempty"`  // of tasks, results and objectives; for ever
 	Limits      limitsConfig      `yaml:"limits,omitempty"`
 }
 
@@ -147,6 +148,9 @@ func (c *config) check() error {
 	if c.Cluster != nil && (c.Cluster.Replicas < 0 || c.Cluster.Replicas > 5) {
 		return fmt.Errorf("cluster: replicas is %d; a stream has 1 to 5", c.Cluster.Replicas)
 	}
+	if err := daemon.CheckKeepBodies(c.KeepBodies); err != nil {
+		return fmt.Errorf("keep_bodies %w", err)
+	}
 	if c.Issuer != nil && len(c.People) > 0 {
 		return errors.New("there are people, and an issuer elsewhere, which has to know them: name them to \"governor issuer serve\" with --person")
 	}
@@ -164,7 +168,7 @@ func (c *config) daemon(cmd *cobra.Command, dir string) (cfg daemon.Config, poli
 	cfg = daemon.Config{
 		Dir: at(cmp.Or(c.Data, "data")), TrustDomain: c.TrustDomain, Listen: c.Listen,
 		WorkloadAPI: cmp.Or(c.WorkloadAPI, os.Getenv("SPIFFE_ENDPOINT_SOCKET")),
-		Limits:      c.Limits.limits(), People: map[string]aat.JWK{},
+		Limits:      c.Limits.limits(), People: map[string]aat.JWK{}, KeepBodies: c.KeepBodies,
 	}
 	if cfg.Logger, err = newLogger(cmd, cmp.Or(c.LogLevel, "info")); err != nil {
 		return cfg, "", fmt.Errorf("log_level %w", err)

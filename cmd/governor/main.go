@@ -33,7 +33,7 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
   governor replay --policy ./stricter`,
 	}
 	root.PersistentFlags().String("data", cli.Default("HANDOFF_DATA", "./handoff-data"), "data directory of the governor; HANDOFF_DATA sets the default")
-	root.AddCommand(upCommand(), initCommand(), serveCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), identityCommand(), keysCommand(), issuerCommand(), heldCommand(), approveCommand(),
+	root.AddCommand(upCommand(), initCommand(), serveCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), backupCommand(), restoreCommand(), identityCommand(), keysCommand(), issuerCommand(), heldCommand(), approveCommand(),
 		policyCommand(), entryCommand(), healthCommand(), tortureCommand(), tortureDaemonCommand(), demo.Command(showEntries))
 	return root
 }

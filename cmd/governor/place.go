@@ -17,8 +17,8 @@ import (
 	"github.com/handoff-governor/handoff-governor/cmd/governor/daemon"
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff"
-	"github.com/handoff-governor/handoff-governor/handoff/entry"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
 )
 
 // This file finds the governor of a data directory: the one that runs, or what one left behind.
@@ -36,10 +36,8 @@ const (
 
 // record is a ledger to read: a running governor's, or one that lies still.
 type record interface {
-	entry.Source
-	entry.BodySource
+	daemon.Record
 	Session(id string) iter.Seq2[[]byte, error] // its entries, newest first
-	Bundle(digest string) ([]byte, error)
 	Close() error
 }
 
@@ -168,13 +166,21 @@ func (r *remote) Session(id string) iter.Seq2[[]byte, error] {
 func (r *remote) Body(index uint64) (salt, data []byte, err error) {
 	ctx, cancel := r.within()
 	defer cancel()
-	return r.operator.Body(ctx, index)
+	salt, data, err = r.operator.Body(ctx, index)
+	if errors.Is(err, &wire.Error{Code: wire.CodeHandoffUnknown}) {
+		err = fmt.Errorf("%w: %w", ledger.ErrNotFound, err)
+	}
+	return salt, data, err
 }
 
 func (r *remote) Bundle(digest string) ([]byte, error) {
 	ctx, cancel := r.within()
 	defer cancel()
-	return r.operator.Bundle(ctx, digest)
+	content, err := r.operator.Bundle(ctx, digest)
+	if errors.Is(err, &wire.Error{Code: wire.CodeBundle}) {
+		err = fmt.Errorf("%w: %w", ledger.ErrNotFound, err)
+	}
+	return content, err
 }
 
 // reading runs f on the record of the command's data directory.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,6 +17,7 @@ type up struct {
 	listen, trustDomain, policy, logLevel string
 	agents, guards                        []string
 	people                                []string
+	keepBodies                            time.Duration
 }
 
 func upCommand() *cobra.Command {
@@ -46,6 +48,7 @@ old one in force.`,
 	f.StringSliceVar(&u.agents, "agent", nil, "make the socket of an agent; repeatable")
 	f.StringSliceVar(&u.guards, "guard", nil, "make the socket of a guard; repeatable")
 	f.StringArrayVar(&u.people, "person", nil, "NAME=FILE: a person, with an Ed25519 public key in PEM; repeatable")
+	f.DurationVar(&u.keepBodies, "keep-bodies", 0, "delete tasks, results and objectives after this time, as in 720h (default: never)")
 	f.StringVar(&u.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -88,7 +91,7 @@ func (u *up) config(cmd *cobra.Command) (daemon.Config, error) {
 		return daemon.Config{}, err
 	}
 	cfg := daemon.Config{
-		Dir: dir, TrustDomain: u.trustDomain, Listen: u.listen, Logger: logger,
+		Dir: dir, TrustDomain: u.trustDomain, Listen: u.listen, Logger: logger, KeepBodies: u.keepBodies,
 	}
 	if cfg.People, err = readPeople(u.people); err != nil {
 		return daemon.Config{}, err
@@ -108,6 +111,9 @@ func (u *up) check() error {
 		if err := checkTrustDomain(u.trustDomain); err != nil {
 			return cli.Usagef("--trust-domain %v", err)
 		}
+	}
+	if err := daemon.CheckKeepBodies(u.keepBodies); err != nil {
+		return cli.Usagef("--keep-bodies %v", err)
 	}
 	for role, names := range map[string][]string{"agent": u.agents, "guard": u.guards} {
 		for _, name := range names {

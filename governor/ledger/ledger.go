@@ -564,6 +564,11 @@ func (l *Ledger) DropBodies(before time.Time, limit int) (dropped int, err error
 	if err != nil {
 		return 0, err
 	}
+	return l.dropSome(end, limit)
+}
+
+// dropSome deletes up to limit bodies of entries before end, oldest first.
+func (l *Ledger) dropSome(end uint64, limit int) (dropped int, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if k, err := l.firstBody(); err != nil || k >= end {
@@ -586,6 +591,19 @@ func (l *Ledger) DropBodies(before time.Time, limit int) (dropped int, err error
 		return 0, err
 	}
 	return dropped, nil
+}
+
+// dropBelow deletes all bodies of entries before end.
+func (l *Ledger) dropBelow(ctx context.Context, end uint64) error {
+	for {
+		n, err := l.dropSome(end, pageEntries)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if n == 0 || err != nil {
+			return err
+		}
+	}
 }
 
 // Close signs a last checkpoint, so that the file can be verified where it lies, and lets the file go. Reads that are

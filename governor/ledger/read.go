@@ -2,10 +2,8 @@ package ledger
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"math"
 	"sort"
@@ -268,31 +266,6 @@ func (l *Ledger) emptyLive() error {
 		}
 		return meta.Put(metaLive, make([]byte, len(liveSum{})))
 	})
-}
-
-// Snapshot writes a copy of the whole file as it is at one moment, itself a ledger, and tells its size in bytes. The
-// governor goes on meanwhile; what it replaces until the copy is done takes room that is reused afterwards.
-func (l *Ledger) Snapshot(ctx context.Context, w io.Writer) (n int64, err error) {
-	err = l.view(func(tx *bbolt.Tx) error {
-		n, err = tx.WriteTo(contextWriter{ctx, w})
-		return err
-	})
-	if ctx.Err() != nil {
-		return n, ctx.Err()
-	}
-	return n, err
-}
-
-type contextWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (c contextWriter) Write(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.w.Write(b)
 }
 
 // after finds the first entry that is not older than t. Entries' times never go backwards.

@@ -111,7 +111,7 @@ func Verify(ctx context.Context, src Source, cfg Config) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("reading the checkpoint: %w", err)
 	}
-	checkpoint, err := cfg.checkpoint(signed)
+	checkpoint, err := cfg.OpenCheckpoint(signed)
 	if err != nil {
 		return Report{}, err
 	}
@@ -167,8 +167,8 @@ type milestone struct {
 	seen bool // before this verification
 }
 
-// checkpoint opens one that the log's key has signed, or one before it.
-func (cfg Config) checkpoint(signed []byte) (Checkpoint, error) {
+// OpenCheckpoint reads a checkpoint that the log's key has signed, or one before it.
+func (cfg Config) OpenCheckpoint(signed []byte) (Checkpoint, error) {
 	c, err := OpenCheckpoint(signed, cfg.LogKey)
 	for _, key := range cfg.PastLogKeys {
 		if err == nil {
@@ -184,7 +184,7 @@ func (cfg Config) checkpoint(signed []byte) (Checkpoint, error) {
 func (cfg Config) milestones(newest Checkpoint) (milestones, error) {
 	m := milestones{newest.Size: {root: newest.Root}}
 	for _, signed := range cfg.Seen {
-		c, err := cfg.checkpoint(signed)
+		c, err := cfg.OpenCheckpoint(signed)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("a checkpoint seen before: %w", err)

@@ -65,6 +65,8 @@ type Config struct {
 	Issuer *RemoteIssuer
 	// Rotation says how long the replacement of a key takes. Zero: [DefaultRotation].
 	Rotation keyring.Schedule
+	// KeepBodies is how long tasks, results and objectives are kept, at least [MinKeepBodies]. 0: for ever.
+	KeepBodies time.Duration
 	// SVIDTTL is the lifetime of X.509-SVIDs of the development Workload API. 0: an hour.
 	SVIDTTL time.Duration
 	// Now is the governor's clock. Nil: time.Now.
@@ -150,6 +152,7 @@ type bus interface {
 const (
 	ledgerFile   = "ledger.db"
 	endpointFile = "governor.json"
+	caDir        = "ca"
 )
 
 // ErrLost is a data directory that has lost a part of its record.
@@ -167,7 +170,7 @@ func CheckLedger(dir string) error {
 	}
 	full, err := hasLedger(dir)
 	if err == nil && !full {
-		err = fmt.Errorf("%w: %s names the key of a record that was begun, and %s is gone or empty; restore it from a copy, or begin anew in another directory",
+		err = fmt.Errorf("%w: %s names the key of a record that was begun, and %s is gone or empty; \"governor restore\" brings a backup back, or begin anew in another directory",
 			ErrLost, filepath.Join(dir, endpointFile), LedgerPath(dir))
 	}
 	return err
@@ -212,6 +215,12 @@ func LedgerPath(dir string) string { return filepath.Join(dir, ledgerFile) }
 func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if err := CheckKeepBodies(cfg.KeepBodies); err != nil {
+		return nil, fmt.Errorf("the time for which bodies are kept %w", err)
 	}
 	d := &Daemon{done: make(chan struct{}), cutOff: newCutOff()}
 	defer func() {
@@ -294,7 +303,7 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.keys.mu.Lock() // an operator may be here already
 	d.keys.endpoint, d.keys.signing = d.Endpoint, len(signers)
 	d.keys.mu.Unlock()
-	d.run(context.WithoutCancel(ctx), cfg.Logger)
+	d.run(context.WithoutCancel(ctx), cfg)
 	select {
 	case <-d.governor.Ready():
 		return d, nil
@@ -305,13 +314,17 @@ func Start(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 }
 
 // run serves until cancel is called, or the governor stops by itself.
-func (d *Daemon) run(ctx context.Context, log *slog.Logger) {
+func (d *Daemon) run(ctx context.Context, cfg Config) {
 	ctx, d.cancel = context.WithCancelCause(ctx)
+	log := cfg.Logger
 	var owned sync.WaitGroup
 	if d.workload != nil {
 		owned.Go(func() { d.workload.recheck(ctx, d.bus, log) })
 	}
 	owned.Go(func() { d.keepKeys(ctx, log) })
+	if cfg.KeepBodies > 0 {
+		owned.Go(func() { d.keepBodies(ctx, cfg.KeepBodies, cfg.Now, log) })
+	}
 	if d.remote != nil {
 		owned.Go(func() { d.followIssuer(ctx, log) })
 	}
@@ -417,7 +430,7 @@ func (d *Daemon) name(cfg Config) error {
 		IssuerKeys: known.IssuerKeys, LogKey: known.LogKey, PastLogKeys: known.PastLogKeys,
 	}
 	if d.workload == nil {
-		d.Endpoint.Sockets = filepath.Join(cfg.Dir, "ca", "sock")
+		d.Endpoint.Sockets = filepath.Join(cfg.Dir, caDir, "sock")
 	}
 	return nil
 }
@@ -457,7 +470,7 @@ func (d *Daemon) identify(cfg Config) (err error) {
 		return nil
 	}
 	d.authority, err = devspiffe.New(devspiffe.Config{
-		Dir: filepath.Join(cfg.Dir, "ca"), TrustDomain: d.home, TTL: cfg.SVIDTTL, Logger: cfg.Logger,
+		Dir: filepath.Join(cfg.Dir, caDir), TrustDomain: d.home, TTL: cfg.SVIDTTL, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err

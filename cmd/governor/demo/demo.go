@@ -340,11 +340,11 @@ func (d *demo) prove(
 		return err
 	}
 	defer l.Close()
-	issuers, err := e.Anchors()
+	trust, err := e.Trust()
 	if err != nil {
 		return err
 	}
-	report, err := entry.Verify(ctx, l, entry.Config{LogKey: e.LogKey, PastLogKeys: e.PastLogKeys, Issuers: issuers})
+	report, err := daemon.Verify(ctx, l, trust)
 	if err != nil {
 		return fmt.Errorf("the ledger does not verify: %w", err)
 	}

@@ -38,7 +38,7 @@ func audits(ctx context.Context, dir string) (*audit, error) {
 	if err != nil {
 		return nil, err
 	}
-	anchors, err := endpoint.Anchors()
+	trust, err := endpoint.Trust()
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func audits(ctx context.Context, dir string) (*audit, error) {
 		return nil, err
 	}
 	defer l.Close()
-	if _, err := entry.Verify(ctx, l, entry.Config{LogKey: endpoint.LogKey, PastLogKeys: endpoint.PastLogKeys, Issuers: anchors}); err != nil {
+	if _, err := daemon.Verify(ctx, l, trust); err != nil {
 		return nil, fmt.Errorf("the ledger does not verify: %w", err)
 	}
 	a := &audit{offers: map[string]*audited{}, sessions: map[string]bool{}}
