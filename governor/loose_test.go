@@ -272,6 +272,18 @@ func (w looseBus) Quarantine(_ context.Context, _ wire.Inbound, code wire.Code, 
 	return nil
 }
 
+func (w looseBus) Quarantined(context.Context, uint64, int) ([]wire.Quarantined, error) {
+	return nil, nil
+}
+
+func (w looseBus) QuarantinedMessage(context.Context, uint64) (*wire.Quarantined, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (w looseBus) Requeue(context.Context, uint64) error { return errors.ErrUnsupported }
+
+func (w looseBus) DropQuarantined(context.Context, uint64) error { return errors.ErrUnsupported }
+
 // Serve serves requests side by side, as the real one does.
 func (w looseBus) Serve(ctx context.Context, handle func(context.Context, wire.Request)) error {
 	var group sync.WaitGroup

@@ -161,10 +161,46 @@ func (g *Governor) operate(ctx context.Context, verb string, r wire.Request) any
 	case wire.VerbKeysRotate:
 		index, refusal := g.rotate(ctx, q.Of, q.Stolen, r.Sender, q.Reason)
 		return wire.OperatorResponse{Error: refusal, Entry: index}
+	case wire.VerbQuarantineList, wire.VerbQuarantineShow, wire.VerbQuarantineRetry, wire.VerbQuarantineDrop:
+		return g.quarantineVerb(ctx, verb, r.Sender, q)
 	case wire.VerbIdentityList:
 		return g.withdrawnList(ctx, q.Name)
 	}
 	return refused(wire.Refuse(wire.CodeMalformed, "there is no such operator's request"))
+}
+
+// quarantinePage keeps a page of what is in quarantine within a message: each has a reason of a KiB at most.
+const quarantinePage = 200
+
+// quarantineVerb has operators look at what was set aside. What becomes of a message is not of the record, as little as the message
+// itself: it has changed nothing, and if it comes again it is judged as any other.
+func (g *Governor) quarantineVerb(ctx context.Context, verb, by string, q wire.OperatorRequest) any {
+	var out wire.OperatorResponse
+	var err error
+	switch verb {
+	case wire.VerbQuarantineList:
+		out.Quarantined, err = g.cfg.Bus.Quarantined(ctx, q.From, quarantinePage)
+		out.More = len(out.Quarantined) == quarantinePage
+	case wire.VerbQuarantineShow:
+		var one *wire.Quarantined
+		if one, err = g.cfg.Bus.QuarantinedMessage(ctx, q.Index); err == nil {
+			out.Quarantined = []wire.Quarantined{*one}
+		}
+	case wire.VerbQuarantineRetry:
+		err = g.cfg.Bus.Requeue(ctx, q.Index)
+	case wire.VerbQuarantineDrop:
+		err = g.cfg.Bus.DropQuarantined(ctx, q.Index)
+	}
+	refusal, refused := errors.AsType[*wire.Error](err)
+	switch {
+	case refused:
+		out.Error = refusal
+	case err != nil:
+		out.Error = unavailable(err)
+	case verb == wire.VerbQuarantineRetry || verb == wire.VerbQuarantineDrop:
+		g.log.InfoContext(ctx, "quarantine", "verb", verb, "number", q.Index, "by", by)
+	}
+	return out
 }
 
 func (g *Governor) health() wire.OperatorResponse {

@@ -29,6 +29,12 @@ type Bus interface {
 	Revoke(body []byte) error
 	// Quarantine sets a message aside, with the reason, and settles it.
 	Quarantine(ctx context.Context, in wire.Inbound, code wire.Code, reason string) error
+	// Quarantined lists up to n messages that were set aside, from a number on, QuarantinedMessage has one of them whole, Requeue
+	// has it come again as it was sent, and DropQuarantined deletes it. Refusals are a *[wire.Error].
+	Quarantined(ctx context.Context, from uint64, n int) ([]wire.Quarantined, error)
+	QuarantinedMessage(ctx context.Context, number uint64) (*wire.Quarantined, error)
+	Requeue(ctx context.Context, number uint64) error
+	DropQuarantined(ctx context.Context, number uint64) error
 	// Serve hands every request to handle until ctx ends, with bounded concurrency.
 	Serve(ctx context.Context, handle func(context.Context, wire.Request)) error
 }

@@ -245,6 +245,54 @@ func (o *Operator) Withdrawn(ctx context.Context) iter.Seq2[wire.Withdrawn, erro
 	}
 }
 
+// Quarantined are the messages that were refused and kept, oldest first, without headers and bodies.
+func (o *Operator) Quarantined(ctx context.Context) iter.Seq2[wire.Quarantined, error] {
+	return func(yield func(wire.Quarantined, error) bool) {
+		for from := uint64(0); ; {
+			a, err := o.ask(ctx, wire.VerbQuarantineList, wire.OperatorRequest{From: from})
+			if err != nil {
+				yield(wire.Quarantined{}, err)
+				return
+			}
+			for _, q := range a.Quarantined {
+				if !yield(q, nil) {
+					return
+				}
+				from = q.Number + 1
+			}
+			if !a.More || len(a.Quarantined) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// QuarantinedMessage is one of them, with headers and body. Where there is none of that number, it is refused with
+// [wire.CodeNotQuarantined].
+func (o *Operator) QuarantinedMessage(ctx context.Context, number uint64) (*wire.Quarantined, error) {
+	a, err := o.ask(ctx, wire.VerbQuarantineShow, wire.OperatorRequest{Index: number})
+	if err != nil {
+		return nil, err
+	}
+	if len(a.Quarantined) != 1 {
+		return nil, errors.New("handoff: the governor's answer has no message")
+	}
+	return &a.Quarantined[0], nil
+}
+
+// RetryQuarantined has one of them judged again, as if its sender had sent it once more. What was kept in part is refused with
+// [wire.CodeQuarantineCut].
+func (o *Operator) RetryQuarantined(ctx context.Context, number uint64) error {
+	_, err := o.ask(ctx, wire.VerbQuarantineRetry, wire.OperatorRequest{Index: number})
+	return err
+}
+
+// DropQuarantined deletes one of them.
+func (o *Operator) DropQuarantined(ctx context.Context, number uint64) error {
+	_, err := o.ask(ctx, wire.VerbQuarantineDrop, wire.OperatorRequest{Index: number})
+	return err
+}
+
 // RotateKey has the governor's key, or the issuer's where it is in the governor's process, replaced by a new one: of is
 // "governor" or "issuer". With stolen, those there are end at once, and with them whatever was begun under them.
 // While the last rotation is not over it is refused with [wire.CodeRotating].

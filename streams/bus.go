@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -365,51 +361,3 @@ func (b *Bus) Receipt(agent string, body []byte) error {
 
 // Revoke publishes on the feed that guards follow.
 func (b *Bus) Revoke(body []byte) error { return b.feed.Publish(subjectRevoked, body) }
-
-// Bounds of what the quarantine keeps of a message: with both, and the server's own headers, it stays below
-// wire.MaxPayload and below JetStream's limit of 64 KiB for all headers together.
-const (
-	quarantineBody   = wire.MaxBody
-	quarantineHeader = 32 << 10
-	quarantineReason = 1 << 10
-)
-
-// Quarantine keeps a copy of in with the reason, then removes in from the queue. A body above 1 MiB is cut, and
-// headers beyond 32 KiB are left out. When it fails, in comes again; after a crash in between, it may be kept twice.
-func (b *Bus) Quarantine(ctx context.Context, in wire.Inbound, code wire.Code, reason string) error {
-	msg := &nats.Msg{Subject: subjectQuarantine + in.Sender, Data: in.Body, Header: nats.Header{
-		headerCode:      {string(code)},
-		headerReason:    {oneLine(reason)},
-		headerSubject:   {ingressSubject(in)},
-		wire.HeaderFrom: {in.Sender},
-	}}
-	if len(in.Body) > quarantineBody {
-		msg.Data = in.Body[:quarantineBody]
-		msg.Header[headerTruncated] = []string{strconv.Itoa(len(in.Body))}
-	}
-	room := quarantineHeader
-	for _, name := range slices.Sorted(maps.Keys(in.Header)) {
-		for _, value := range in.Header[name] {
-			if size := len(headerOriginal) + len(name) + len(value) + 4; size <= room {
-				room -= size
-				msg.Header[headerOriginal+name] = append(msg.Header[headerOriginal+name], value)
-			}
-		}
-	}
-	if _, err := b.writer.PublishMsg(ctx, msg); err != nil {
-		return fmt.Errorf("streams: keeping a message in quarantine: %w", err)
-	}
-	return in.Term(string(code))
-}
-
-// oneLine makes text fit for a header. Cutting comes first, dropping what is no UTF-8 second, since replacing it would
-// make the text longer again.
-func oneLine(text string) string {
-	text = strings.ToValidUTF8(text[:min(len(text), quarantineReason)], "")
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, text)
-}

@@ -100,6 +100,77 @@ func TestSettling(t *testing.T) {
 	})
 }
 
+// What is in quarantine can be listed, looked at, sent on as it came, and deleted.
+func TestQuarantineIsReadAndEmptied(t *testing.T) {
+	t.Parallel()
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		w := start()
+		bus := w.Governor()
+		a := w.join("agent/a")
+		aside := func(msg *nats.Msg) {
+			t.Helper()
+			_, err := a.js.PublishMsg(t.Context(), msg)
+			check(t, err)
+			check(t, bus.Quarantine(t.Context(), w.fetch(1)[0], wire.CodeMalformed, "strange"))
+		}
+		numbers := func(from uint64, n int) (numbers []uint64) {
+			t.Helper()
+			list, err := bus.Quarantined(t.Context(), from, n)
+			check(t, err)
+			for _, q := range list {
+				numbers = append(numbers, q.Number)
+				if q.Agent != "a" || q.Code != wire.CodeMalformed || q.Reason != "strange" || q.Session != "s" || q.Body != nil {
+					t.Errorf("%+v", q)
+				}
+			}
+			return numbers
+		}
+		if got := numbers(0, 10); len(got) > 0 {
+			t.Errorf("at first it has %v", got)
+		}
+		aside(&nats.Msg{Subject: wire.OfferSubject("s", "b"), Data: []byte("task"), Header: nats.Header{
+			"X-Twice": {"1", "2"}, "Nats-Msg-Id": {"1"}, "x-twice": {"3"}, "Status": {"409"},
+		}})
+		aside(&nats.Msg{Subject: wire.ResultSubject("s"), Data: []byte("result")})
+		aside(&nats.Msg{Subject: wire.ResultSubject("s"), Data: make([]byte, wire.MaxBody+1)})
+		aside(&nats.Msg{Subject: wire.ResultSubject("s"), Data: []byte("small"), Header: nats.Header{"X-Long": {strings.Repeat("x", 40_000)}}})
+		for from, want := range map[uint64][]uint64{0: {1, 2, 3}, 1: {1, 2, 3}, 2: {2, 3, 4}, 4: {4}, 5: nil} {
+			if got := numbers(from, 3); !slices.Equal(got, want) {
+				t.Errorf("from %d it lists %v, want %v", from, got, want)
+			}
+		}
+		q, err := bus.QuarantinedMessage(t.Context(), 1)
+		check(t, err)
+		if string(q.Body) != "task" || q.Kind != wire.InboundOffer || q.To != "b" || q.Bytes != 4 || q.Cut ||
+			!slices.Equal(q.Headers["X-Twice"], []string{"1", "2"}) || q.Headers["Status"][0] != "409" || len(q.Headers) != 4 {
+			t.Errorf("%+v", q)
+		}
+		check(t, bus.Requeue(t.Context(), 1))
+		in := w.fetch(1)[0]
+		if in.Sender != "a" || in.To != "b" || string(in.Body) != "task" || in.Deliveries != 1 || len(in.Header["X-Twice"]) != 2 ||
+			len(in.Header["x-twice"]) != 1 || in.Header["Status"][0] != "409" || len(in.Header["Nats-Msg-Id"]) > 0 {
+			t.Errorf("it comes again as %+v", in)
+		}
+		check(t, in.Ack())
+		for _, cut := range []uint64{3, 4} {
+			if err := bus.Requeue(t.Context(), cut); !errors.Is(err, &wire.Error{Code: wire.CodeQuarantineCut}) {
+				t.Errorf("what was cut: %v", err)
+			}
+		}
+		check(t, bus.DropQuarantined(t.Context(), 2))
+		if got := numbers(0, 10); !slices.Equal(got, []uint64{3, 4}) {
+			t.Errorf("it has %v", got)
+		}
+		_, missing := bus.QuarantinedMessage(t.Context(), 2)
+		for _, err := range []error{missing, bus.Requeue(t.Context(), 1), bus.DropQuarantined(t.Context(), 2), bus.DropQuarantined(t.Context(), 99)} {
+			if !errors.Is(err, &wire.Error{Code: wire.CodeNotQuarantined}) {
+				t.Errorf("what is not there: %v", err)
+			}
+		}
+		w.nothing()
+	})
+}
+
 func TestQuarantineKeepsACopyThatMeansNothingToJetStream(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -63,7 +63,7 @@ const (
 	headerCode      = "Handoff-Code"
 	headerReason    = "Handoff-Reason"
 	headerSubject   = "Handoff-Subject"
-	headerTruncated = "Handoff-Truncated" // length of the body before it was cut
+	headerTruncated = "Handoff-Truncated" // it is not whole; length of the body as it came
 	headerOriginal  = "Original-"
 )
 

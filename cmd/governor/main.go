@@ -34,6 +34,6 @@ Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the governor decide
 	}
 	root.PersistentFlags().String("data", cli.Default("HANDOFF_DATA", "./handoff-data"), "data directory of the governor; HANDOFF_DATA sets the default")
 	root.AddCommand(upCommand(), initCommand(), serveCommand(), sessionCommand(), chainCommand(), replayCommand(), revokeCommand(), backupCommand(), restoreCommand(), identityCommand(), keysCommand(), issuerCommand(), heldCommand(), approveCommand(),
-		policyCommand(), entryCommand(), healthCommand(), tortureCommand(), tortureDaemonCommand(), demo.Command(showEntries))
+		policyCommand(), quarantineCommand(), entryCommand(), healthCommand(), tortureCommand(), tortureDaemonCommand(), demo.Command(showEntries))
 	return root
 }

@@ -16,6 +16,8 @@ const (
 	CodeFederation        Code = "federation_unsupported" // do not send Handoff-Chain
 	CodeTaskHash          Code = "task_hash_mismatch"     // sign SHA-256(salt ‖ body) of the very bytes you send
 	CodeQuarantineUnknown Code = "unattributable"         // only in quarantine: nobody could be told
+	CodeNotQuarantined    Code = "not_quarantined"        // no such message is in quarantine: list them again
+	CodeQuarantineCut     Code = "quarantine_cut"         // it was kept in part: have its sender send it anew
 
 	// Identity and time.
 	CodeID           Code = "id_invalid"       // IDs are lower-case UUIDv7

@@ -65,6 +65,11 @@ const (
 
 	VerbKeysList   = "keys.list"
 	VerbKeysRotate = "keys.rotate"
+
+	VerbQuarantineList  = "quarantine.list"
+	VerbQuarantineShow  = "quarantine.show"
+	VerbQuarantineRetry = "quarantine.retry"
+	VerbQuarantineDrop  = "quarantine.drop"
 )
 
 // Header names. NATS header names are case-sensitive; one that differs from these only in case is refused

@@ -11,8 +11,8 @@ type OperatorRequest struct {
 	Session string `json:"session,omitempty"` // session.close; session.list: those before it; chain.entries: only this one's, newest first
 	Reason  string `json:"reason,omitempty"`  // session.close, revoke, identity.withdraw, identity.restore, keys.rotate
 	ID      string `json:"id,omitempty"`      // revoke: a link's jti, a handoff's or a session's ID
-	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next
-	Index   uint64 `json:"index,omitzero"`    // body, approve
+	From    uint64 `json:"from,omitzero"`     // chain.entries: the first index; of a session, the answer's next; quarantine.list: the first number
+	Index   uint64 `json:"index,omitzero"`    // body, approve; quarantine.show, .retry, .drop: the number
 	Approve bool   `json:"approve,omitzero"`  // approve: false turns it down
 	Digest  string `json:"digest,omitempty"`  // bundle
 	Bundle  []byte `json:"bundle,omitempty"`  // bundle.activate, base64
@@ -23,21 +23,22 @@ type OperatorRequest struct {
 
 // OperatorResponse answers an [OperatorRequest]; session.close is answered with a [SessionStatus].
 type OperatorResponse struct {
-	Error      *Error           `json:"error,omitempty"`
-	Sessions   []SessionStatus  `json:"sessions,omitempty"`
-	Identities []Withdrawn      `json:"identities,omitempty"`
-	More       bool             `json:"more,omitzero"`     // there are sessions before the last of these, or identities after
-	Entries    []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
-	Size       uint64           `json:"size,omitzero"`     // of the ledger
-	Next       uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
-	Checkpoint string           `json:"checkpoint,omitempty"`
-	Salt       []byte           `json:"salt,omitempty"`
-	Body       []byte           `json:"body,omitempty"`
-	Bundle     []byte           `json:"bundle,omitempty"`
-	Entry      uint64           `json:"entry,omitzero"`
-	Effect     string           `json:"effect,omitempty"` // what is so now: of approve, a handoff's status; of identity.…, see below
-	Health     *Health          `json:"health,omitempty"`
-	Keys       []KeyTimes       `json:"keys,omitempty"` // keys.list: the newest of each signer first
+	Error       *Error           `json:"error,omitempty"`
+	Sessions    []SessionStatus  `json:"sessions,omitempty"`
+	Identities  []Withdrawn      `json:"identities,omitempty"`
+	Quarantined []Quarantined    `json:"quarantined,omitempty"`
+	More        bool             `json:"more,omitzero"`     // there are sessions before the last of these, or others after
+	Entries     []jsontext.Value `json:"entries,omitempty"` // as they stand in the ledger, byte for byte
+	Size        uint64           `json:"size,omitzero"`     // of the ledger
+	Next        uint64           `json:"next,omitzero"`     // of a session: where the next page begins; 0 for none, an opening is never further
+	Checkpoint  string           `json:"checkpoint,omitempty"`
+	Salt        []byte           `json:"salt,omitempty"`
+	Body        []byte           `json:"body,omitempty"`
+	Bundle      []byte           `json:"bundle,omitempty"`
+	Entry       uint64           `json:"entry,omitzero"`
+	Effect      string           `json:"effect,omitempty"` // what is so now: of approve, a handoff's status; of identity.…, see below
+	Health      *Health          `json:"health,omitempty"`
+	Keys        []KeyTimes       `json:"keys,omitempty"` // keys.list: the newest of each signer first
 }
 
 // Health is what an operator should look at first.
@@ -57,6 +58,22 @@ type KeyTimes struct {
 	From  int64   `json:"from,omitzero"`  // it signs what is new from then on
 	Taken int64   `json:"taken,omitzero"` // what is new and names it is taken until then
 	Until int64   `json:"until,omitzero"` // it is trusted until then
+}
+
+// Quarantined is a message that was refused, and kept for operators.
+type Quarantined struct {
+	Number  uint64              `json:"number"`
+	Agent   string              `json:"agent"` // that sent it
+	Kind    string              `json:"kind"`  // offer | result
+	Session string              `json:"session"`
+	To      string              `json:"to,omitempty"` // of an offer
+	Code    Code                `json:"code"`
+	Reason  string              `json:"reason"`
+	At      int64               `json:"at"`                // Unix seconds
+	Bytes   int                 `json:"bytes"`             // of its body, as it came
+	Cut     bool                `json:"cut,omitzero"`      // not all of it is kept, so that it cannot be tried again
+	Headers map[string][]string `json:"headers,omitempty"` // quarantine.show
+	Body    []byte              `json:"body,omitempty"`    // quarantine.show, base64
 }
 
 // Withdrawn is an identity that was withdrawn.
