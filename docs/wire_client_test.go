@@ -466,6 +466,18 @@ func captureWire(t *testing.T) map[string][]message {
 	planner.publish(offer)
 	seen["refused"] = planner.next("verdict", id)[1:]
 
+	// It is set aside a moment after its sender was told.
+	for end := time.Now().Add(answerTime); ; time.Sleep(10 * time.Millisecond) {
+		seen["quarantine.list"] = operator.request("handoff.operator.quarantine.list", object{})
+		if _, there := seen["quarantine.list"][1].json(t)["quarantined"]; there {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("nothing is in quarantine")
+		}
+	}
+	seen["quarantine.show"] = operator.request("handoff.operator.quarantine.show", object{"index": 1})
+	seen["quarantine.drop"] = operator.request("handoff.operator.quarantine.drop", object{"index": 1})
+
 	// What the operator asks.
 	for name, q := range map[string]object{
 		"health": {}, "session.list": {}, "checkpoint": {},

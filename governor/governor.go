@@ -91,7 +91,8 @@ type Governor struct {
 	}
 	hole       hole
 	numbers    numbers
-	lost       chan error // has an item once messages in inboxes are known to be gone
+	ending     chan error // has an item once another start is needed
+	troubles   troubles
 	identities identities
 	rotating   sync.Mutex
 	quarantine struct {
@@ -140,7 +141,7 @@ func New(ctx context.Context, cfg Config) (*Governor, error) {
 	}
 	g := &Governor{
 		cfg: cfg, log: cfg.Logger, proposals: make(chan []proposal, 4),
-		ready: make(chan struct{}), stopped: make(chan struct{}), lost: make(chan error, 1),
+		ready: make(chan struct{}), stopped: make(chan struct{}), ending: make(chan error, 1),
 	}
 	g.quarantine.counts = map[quarantineKey]int{}
 	if err := g.retrust(); err != nil {
@@ -222,8 +223,9 @@ func (g *Governor) newState() *State {
 }
 
 // Run serves until ctx ends, then finishes what it has begun. Nothing is served before the bundle in force is on
-// record, and everything that was promised before a crash is out again. Where the streams lose messages that were in inboxes, as
-// a server of their own may, it ends with [wire.ErrStreamsLost]: another start makes them again.
+// record, and everything that was promised before a crash is out again. It ends by itself where only another start helps: with
+// [wire.ErrStreamsLost] where the streams have lost messages that were in inboxes, as a server of their own may, and with
+// [ledger.ErrBroken] where it is unknown whether a batch is on record.
 func (g *Governor) Run(ctx context.Context) error {
 	parent := ctx
 	group, ctx := errgroup.WithContext(parent)
@@ -232,7 +234,7 @@ func (g *Governor) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-g.lost:
+		case err := <-g.ending:
 			return err
 		}
 	})
@@ -341,6 +343,9 @@ func (g *Governor) keepTime(ctx context.Context) {
 				more = false
 				g.log.ErrorContext(ctx, "what time has ended could not be recorded", "err", err)
 			}
+		}
+		if err := g.cfg.Bus.Trouble(); err != nil {
+			g.noteTrouble(ctx, ofStreams, err)
 		}
 		g.payOwed(ctx)
 		g.tellAgain(ctx)

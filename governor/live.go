@@ -115,6 +115,7 @@ func (g *Governor) putLive(ctx context.Context, watermark uint64, changes map[st
 		all[liveNumbers] = bound
 		return g.cfg.Log.PutLive(watermark, all)
 	})
+	g.noteFlushed(ctx, err)
 	failpoint.At("flushed")
 	return err
 }

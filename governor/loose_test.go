@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,12 +41,15 @@ type loose struct {
 	requests chan wire.Request
 	said     chan string // kind and body of a delivered message, or "quarantine" with code and reason
 
+	flushes atomic.Int64 // of the live state, tried
+
 	faults struct {
 		sync.Mutex
 		append  func(size int) error        // asked before each commit
 		deliver func(m wire.Outbound) error // asked about each inbox message
 		revoke  error
 		stored  error
+		streams error
 		entry   error
 	}
 }
@@ -284,6 +289,12 @@ func (w looseBus) Requeue(context.Context, uint64) error { return errors.ErrUnsu
 
 func (w looseBus) DropQuarantined(context.Context, uint64) error { return errors.ErrUnsupported }
 
+func (w looseBus) Trouble() error {
+	w.faults.Lock()
+	defer w.faults.Unlock()
+	return w.faults.streams
+}
+
 // Serve serves requests side by side, as the real one does.
 func (w looseBus) Serve(ctx context.Context, handle func(context.Context, wire.Request)) error {
 	var group sync.WaitGroup
@@ -314,6 +325,11 @@ func (l looseLog) Append(ctx context.Context, next uint64, batch []ledger.Record
 		}
 	}
 	return l.Ledger.Append(ctx, next, batch)
+}
+
+func (l looseLog) PutLive(watermark uint64, changes map[string][]byte) error {
+	defer l.w.flushes.Add(1)
+	return l.Ledger.PutLive(watermark, changes)
 }
 
 func (l looseLog) Entry(index uint64) ([]byte, error) {
@@ -566,5 +582,62 @@ func TestEndsWhereTheStreamsHaveLost(t *testing.T) {
 	byMessage.await()
 	if !errors.Is(byMessage.ended, wire.ErrStreamsLost) {
 		t.Errorf("it has ended with %v", byMessage.ended)
+	}
+}
+
+// What is wrong is told as long as it is; and a commit whose outcome is unknown ends the governor, since only another start knows it.
+func TestTroubleIsTold(t *testing.T) {
+	w := newLoose(t, t.TempDir(), newKey())
+	a := w.agent("a")
+	h := w.session(a)
+	troubles := func() (of []string) {
+		t.Helper()
+		for _, trouble := range w.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Troubles {
+			of = append(of, trouble.Of)
+			if trouble.Since == 0 || !strings.Contains(trouble.Message, "no room") {
+				t.Errorf("%+v", trouble)
+			}
+		}
+		return of
+	}
+	eventually := func(want ...string) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			if got := troubles(); slices.Equal(got, want) {
+				return
+			} else if time.Now().After(end) {
+				t.Fatalf("the troubles are %v, want %v", got, want)
+			}
+		}
+	}
+	eventually()
+	sealed := func() *offering {
+		o := h.draft(a.name, "work")
+		h.seal(o)
+		return o
+	}
+	noRoom := errors.New("no room")
+	w.with(func() {
+		w.faults.append = func(int) error { return noRoom }
+		w.faults.streams = noRoom
+	})
+	settled := make(chan string, 1)
+	w.offers <- []wire.Inbound{w.message(h, sealed(), settled)}
+	if how := <-settled; !strings.HasPrefix(how, "retry") {
+		t.Errorf("the offer was settled by %q", how)
+	}
+	eventually("ledger", "streams")
+	for begun := w.flushes.Load(); w.flushes.Load() < begun+3; time.Sleep(5 * time.Millisecond) {
+	}
+	eventually("ledger", "streams") // the live state could be written meanwhile, which says nothing of entries
+	w.with(func() { w.faults.append, w.faults.streams = nil, nil })
+	w.offers <- []wire.Inbound{w.message(h, sealed(), settled)}
+	<-settled
+	eventually()
+	w.with(func() { w.faults.append = func(int) error { return ledger.ErrBroken } })
+	w.offers <- []wire.Inbound{w.message(h, sealed(), settled)}
+	w.await()
+	if !errors.Is(w.ended, ledger.ErrBroken) {
+		t.Errorf("it ended with %v", w.ended)
 	}
 }

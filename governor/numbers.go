@@ -49,18 +49,17 @@ func (g *Governor) put(ctx context.Context, messages []wire.Outbound) error {
 	g.noticeLoss(err)
 	if !settled(err) {
 		n.unsure.Store(time.Now().Add(unsureFor).UnixNano())
+		g.noteTrouble(ctx, ofStreams, err)
+	} else {
+		g.noteTrouble(ctx, ofStreams, nil) // an inbox at its limit is its owner's trouble
 	}
 	return err
 }
 
 // noticeLoss ends the governor where err says that inboxes have lost messages.
 func (g *Governor) noticeLoss(err error) {
-	if !errors.Is(err, wire.ErrStreamsLost) {
-		return
-	}
-	select {
-	case g.lost <- err:
-	default: // it knows
+	if errors.Is(err, wire.ErrStreamsLost) {
+		g.end(err)
 	}
 }
 

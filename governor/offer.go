@@ -475,9 +475,12 @@ func (g *Governor) settle(ctx context.Context, in wire.Inbound, refusal *wire.Er
 // not have the state read back for ever. Trouble of the infrastructure has no such limit.
 const maxDeliveries = 20
 
-// retryDelay grows with each delivery, to a minute.
+// maxRetry is the longest time after which a message is tried again.
+const maxRetry = time.Minute
+
+// retryDelay grows with each delivery.
 func retryDelay(deliveries int) time.Duration {
-	return min(time.Minute, 250*time.Millisecond<<min(max(deliveries-1, 0), 8))
+	return min(maxRetry, 250*time.Millisecond<<min(max(deliveries-1, 0), 8))
 }
 
 // checkID accepts lower-case UUIDv7 only.

@@ -204,10 +204,12 @@ func (g *Governor) quarantineVerb(ctx context.Context, verb, by string, q wire.O
 }
 
 func (g *Governor) health() wire.OperatorResponse {
+	troubles := g.troubled()
 	g.state.mu.RLock()
 	defer g.state.mu.RUnlock()
 	return wire.OperatorResponse{Health: &wire.Health{
-		Log: g.cfg.LogName, Entries: g.cfg.Log.Size(), Bundle: g.state.bundle, Sessions: len(g.state.sessions),
+		Troubles: troubles,
+		Log:      g.cfg.LogName, Entries: g.cfg.Log.Size(), Bundle: g.state.bundle, Sessions: len(g.state.sessions),
 		Handoffs: len(g.state.handoffs), Held: len(g.state.held),
 	}}
 }

@@ -35,6 +35,8 @@ type Bus interface {
 	QuarantinedMessage(ctx context.Context, number uint64) (*wire.Quarantined, error)
 	Requeue(ctx context.Context, number uint64) error
 	DropQuarantined(ctx context.Context, number uint64) error
+	// Trouble is why the streams take nothing at the moment, or nil where that is not known.
+	Trouble() error
 	// Serve hands every request to handle until ctx ends, with bounded concurrency.
 	Serve(ctx context.Context, handle func(context.Context, wire.Request)) error
 }

@@ -202,6 +202,12 @@ func (g *Governor) decide(ctx context.Context, members []proposal, out chan<- *b
 		failpoint.At("ordered", b.kinds...)
 		err = g.record(ctx, b)
 		ordered = !errors.Is(err, ledger.ErrIDUsed) // one of them is to blame, not the disk
+		if ordered && len(b.records) > 0 {
+			g.noteAppended(ctx, err)
+		}
+	}
+	if clock := errors.Is(err, errClock); clock || err == nil {
+		g.noteTrouble(ctx, ofClock, err)
 	}
 	if err == nil {
 		failpoint.At("recorded", b.kinds...)

@@ -37,6 +37,7 @@ type Bus struct {
 	pumping sync.WaitGroup
 	closing chan struct{}
 	shut    func()
+	trouble func() error // nil: nobody knows
 }
 
 // newBus connects the governor and makes its streams, or brings older ones up to the limits of today.

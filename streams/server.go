@@ -56,6 +56,8 @@ type Server struct {
 	gov    *server.Account
 	bus    *Bus
 
+	storage *storage
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	owned  sync.WaitGroup
@@ -91,6 +93,7 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	}
 
 	s := &Server{
+		storage:    newStorage(config.Dir),
 		identities: newIdentities(limits, config.Authenticate, config.Now, accountName),
 		config:     config,
 		log:        config.Logger,
@@ -128,7 +131,7 @@ func (s *Server) start(ctx context.Context, opts *server.Options) (err error) {
 	if s.nats, err = server.NewServer(opts); err != nil {
 		return err
 	}
-	s.nats.SetLoggerV2(serverLog{s.ctx, s.log}, false, false, false)
+	s.nats.SetLoggerV2(serverLog{s.ctx, s.log, s.storage.heard}, false, false, false)
 	s.nats.Start()
 	if !s.nats.ReadyForConnections(authTimeout) {
 		return errors.New("the server did not come up")
@@ -149,6 +152,8 @@ func (s *Server) start(ctx context.Context, opts *server.Options) (err error) {
 	if s.bus, err = newBus(ctx, s.limits, 1, s.log, s.connect); err != nil {
 		return err
 	}
+	s.bus.trouble = s.storage.trouble
+	s.owned.Go(func() { s.storage.run(s.ctx) })
 
 	// 3. Everybody else.
 	s.owned.Go(func() { s.watch().run(s.ctx) })
@@ -371,8 +376,9 @@ func importInto(acc, gov *server.Account, role Role, name string) error {
 
 // serverLog brings the server's log into ours. Its notices are chatty, so they are ours for debugging.
 type serverLog struct {
-	ctx context.Context
-	log *slog.Logger
+	ctx   context.Context
+	log   *slog.Logger
+	heard func(line string) // of errors
 }
 
 func (l serverLog) Noticef(f string, v ...any) { l.write(slog.LevelDebug, f, v) }
@@ -385,7 +391,10 @@ func (l serverLog) Warnf(f string, v ...any) {
 	}
 	l.write(level, f, v)
 }
-func (l serverLog) Errorf(f string, v ...any) { l.write(slog.LevelError, f, v) }
+func (l serverLog) Errorf(f string, v ...any) {
+	l.heard(fmt.Sprintf(f, v...))
+	l.write(slog.LevelError, f, v)
+}
 func (l serverLog) Fatalf(f string, v ...any) { l.write(slog.LevelError, f, v) }
 
 func (l serverLog) write(level slog.Level, format string, args []any) {

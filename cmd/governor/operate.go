@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -330,7 +331,7 @@ func entryCommand() *cobra.Command {
 func healthCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "health",
-		Short:   "Ask the running governor how it is",
+		Short:   "Ask the running governor how it is; exit code 1 where there is trouble",
 		Example: "  governor health",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -340,11 +341,21 @@ func healthCommand() *cobra.Command {
 					return err
 				}
 				out := cli.For(cmd)
-				if out.JSON {
-					return out.Value(h)
+				var bad error
+				if len(h.Troubles) > 0 {
+					bad = cli.ErrShown
 				}
-				return out.Pairs("NATS", p.URL, "log", h.Log, "entries", strconv.FormatUint(h.Entries, 10), "bundle", h.Bundle,
-					"sessions", strconv.Itoa(h.Sessions), "handoffs", strconv.Itoa(h.Handoffs), "held", strconv.Itoa(h.Held))
+				if out.JSON {
+					return errors.Join(out.Value(h), bad)
+				}
+				pairs := []string{
+					"NATS", p.URL, "log", h.Log, "entries", strconv.FormatUint(h.Entries, 10), "bundle", h.Bundle,
+					"sessions", strconv.Itoa(h.Sessions), "handoffs", strconv.Itoa(h.Handoffs), "held", strconv.Itoa(h.Held),
+				}
+				for _, t := range h.Troubles {
+					pairs = append(pairs, "trouble", fmt.Sprintf("%s, since %s: %s", t.Of, cli.Time(time.Unix(t.Since, 0)), t.Message))
+				}
+				return errors.Join(out.Pairs(pairs...), bad)
 			})
 		},
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,16 +25,69 @@ type process struct {
 	policy string // directory of the bundle that SIGHUP puts in force again; "" for none
 }
 
-// run starts the governor, and calls ready when it serves.
-func (p *process) run(ctx context.Context, ready func(*daemon.Daemon) error) (err error) {
+// run starts the governor, and calls ready when it serves: again where it has stopped by itself and another start helps.
+func (p *process) run(ctx context.Context, ready func(d *daemon.Daemon, again bool) error) error {
 	// Taken before anything runs, so that none is missed.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
+	started, err := p.serve(ctx, signals, func(d *daemon.Daemon) error {
+		if p.cfg.Cluster == nil {
+			p.cfg.Listen = strings.TrimPrefix(d.Endpoint.URL, "tls://") // where clients look for it
+		}
+		p.cfg.Bundle = nil // from now on the one in force before: it may have been replaced since
+		return ready(d, false)
+	})
+	if !started {
+		return explainStart(err, p.cfg.Dir)
+	}
+	for pause := time.Second; daemon.Again(err); pause = time.Second {
+		for started = false; !started; pause = min(2*pause, maxPause) {
+			p.cfg.Logger.ErrorContext(ctx, "the governor has stopped by itself, and starts again", "err", err, "in", pause)
+			reload, stopped := p.wait(pause, signals)
+			if stopped {
+				return err
+			}
+			started, err = p.serve(ctx, signals, func(d *daemon.Daemon) error {
+				if reload {
+					p.reload(ctx, d)
+				}
+				return ready(d, true)
+			})
+			if errors.Is(err, ledger.ErrInUse) { // by what is left of the one before, which only the end of the process removes
+				return explainStart(err, p.cfg.Dir)
+			}
+		}
+	}
+	return err
+}
+
+// maxPause is the longest time between two starts.
+const maxPause = 30 * time.Second
+
+// wait waits before another start, and tells which signals came.
+func (p *process) wait(pause time.Duration, signals <-chan os.Signal) (reload, stopped bool) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return reload, false
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return false, true
+			}
+			reload = true
+		}
+	}
+}
+
+// serve runs the governor once.
+func (p *process) serve(ctx context.Context, signals <-chan os.Signal, ready func(*daemon.Daemon) error) (started bool, err error) {
 	d, err := daemon.Start(context.WithoutCancel(ctx), p.cfg)
 	if err != nil {
-		return explainStart(err, p.cfg.Dir)
+		return false, err
 	}
 	closing := false
 	defer func() {
@@ -42,19 +96,19 @@ func (p *process) run(ctx context.Context, ready func(*daemon.Daemon) error) (er
 		}
 	}()
 	if err := ready(d); err != nil {
-		return err
+		return true, err
 	}
 	for {
 		select {
 		case <-d.Done():
-			return nil // Close tells why
+			return true, nil // Close tells why
 		case s := <-signals:
 			if s == syscall.SIGHUP {
 				p.reload(ctx, d)
 				continue
 			}
 			closing = true
-			return stop(p.cfg.Logger, d, signals)
+			return true, stop(p.cfg.Logger, d, signals)
 		}
 	}
 }

@@ -49,7 +49,10 @@ func serve(cmd *cobra.Command, file string) error {
 			return err
 		}
 	}
-	return p.run(cmd.Context(), func(d *daemon.Daemon) error {
+	return p.run(cmd.Context(), func(d *daemon.Daemon, again bool) error {
+		if again {
+			return nil
+		}
 		out := cli.For(cmd)
 		if out.JSON {
 			return out.Value(struct {

@@ -185,12 +185,15 @@ func (t *tortured) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	return p.run(cmd.Context(), func(d *daemon.Daemon) error {
+	return p.run(cmd.Context(), func(d *daemon.Daemon, again bool) error {
 		said := torture.Report{URL: d.Endpoint.URL, Sockets: map[string]string{}}
 		for _, path := range t.identities {
 			if said.Sockets[path], err = d.Socket(path); err != nil {
 				return err
 			}
+		}
+		if again {
+			return nil // at the same addresses
 		}
 		go func() {
 			_ = orders.Obey() // whatever ended it, nobody is there any more

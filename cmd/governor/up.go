@@ -66,9 +66,9 @@ func (u *up) run(cmd *cobra.Command) error {
 		return err
 	}
 	p := process{cfg: cfg, policy: u.policy}
-	return p.run(cmd.Context(), func(d *daemon.Daemon) error {
+	return p.run(cmd.Context(), func(d *daemon.Daemon, again bool) error {
 		sockets, err := u.sockets(d)
-		if err != nil {
+		if err != nil || again {
 			return err
 		}
 		return announce(cmd, cfg.Dir, d.Endpoint, sockets)

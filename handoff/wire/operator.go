@@ -49,6 +49,15 @@ type Health struct {
 	Sessions int    `json:"sessions"` // in memory: open, or over and not yet expired
 	Handoffs int    `json:"handoffs"`
 	Held     int    `json:"held"` // decisions that wait for approval
+	// Troubles are faults of the infrastructure: while there are any, something is not done that should be.
+	Troubles []Trouble `json:"troubles,omitempty"`
+}
+
+// Trouble is a fault that there is now. It ends by itself with its cause.
+type Trouble struct {
+	Of      string `json:"of"`      // ledger | streams | clock
+	Since   int64  `json:"since"`   // Unix seconds
+	Message string `json:"message"` // what does not happen, and what to do
 }
 
 // KeyTimes are the times of a key of the governor, the issuer or the log, in Unix seconds; 0 is no bound.

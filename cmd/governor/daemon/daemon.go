@@ -35,6 +35,7 @@ import (
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/handoff/aat"
 	"github.com/handoff-governor/handoff-governor/handoff/identity"
+	"github.com/handoff-governor/handoff-governor/handoff/wire"
 	"github.com/handoff-governor/handoff-governor/policies"
 	"github.com/handoff-governor/handoff-governor/streams"
 )
@@ -146,6 +147,7 @@ type bus interface {
 	URL() string
 	Recheck(ctx context.Context) error
 	Disconnect(ctx context.Context, name string) error
+	Stalled() <-chan struct{}
 	Close() error
 }
 
@@ -328,12 +330,30 @@ func (d *Daemon) run(ctx context.Context, cfg Config) {
 	if d.remote != nil {
 		owned.Go(func() { d.followIssuer(ctx, log) })
 	}
+	owned.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-d.bus.Stalled():
+			d.cancel(errStalled)
+		}
+	})
 	go func() {
 		defer close(d.done)
 		d.err = d.governor.Run(ctx)
 		d.cancel(d.err)
 		owned.Wait()
+		if d.err == nil && errors.Is(context.Cause(ctx), errStalled) {
+			d.err = errStalled
+		}
 	}()
+}
+
+var errStalled = errors.New("the streams could not be written, and there is room again")
+
+// Again tells whether another start helps where a daemon has stopped by itself: what is in memory, or in NATS, is not what is on the
+// disk.
+func Again(err error) bool {
+	return errors.Is(err, errStalled) || errors.Is(err, wire.ErrStreamsLost) || errors.Is(err, ledger.ErrBroken)
 }
 
 // close ends what was started, the last first.
