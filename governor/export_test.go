@@ -6,21 +6,30 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 )
 
 // Halted is a sequencer that waits. What is proposed meanwhile is looked at, and has its turn afterwards: in the order in
 // which it came, and in one batch where it fits.
 type Halted struct {
-	want    chan [2]int
-	reached chan struct{}
-	resume  chan struct{}
+	messages, requests atomic.Int64 // that were looked at
+	own                int          // requests of the governor's own that will come: for the passing of time, one after the other
+	resume             chan struct{}
 }
 
 // Halt has the sequencer wait, from when it returns.
 func (g *Governor) Halt() *Halted {
-	h := &Halted{want: make(chan [2]int), reached: make(chan struct{}), resume: make(chan struct{})}
+	h := &Halted{resume: make(chan struct{})}
 	holding := make(chan struct{})
-	wait := &step{done: make(chan error, 1), run: func(b *batch) error {
+	waiting := make(chan error, 1)
+	wait := &step{done: waiting, run: func(b *batch) error {
+		h.own = 1
+		for _, p := range b.members {
+			if s, ok := p.(*step); ok && s.done != waiting {
+				h.own = 0 // it is in this very batch
+			}
+		}
 		b.unlocked(func() { // and so others can go on looking
 			close(holding)
 			h.collect(g.proposals)
@@ -35,42 +44,57 @@ func (g *Governor) Halt() *Halted {
 
 func (h *Halted) collect(proposals chan []proposal) {
 	var all []proposal
-	messages, requests := 0, 0
-	for {
-		select {
-		case want := <-h.want:
-			for messages < want[0] || requests < want[1] {
-				more := <-proposals
-				all = append(all, more...)
-				for _, p := range more {
-					if _, ok := p.(*step); ok {
-						requests++
-					} else {
-						messages++
-					}
-				}
-			}
-			h.reached <- struct{}{}
-		case <-h.resume:
-			for {
-				select {
-				case proposals <- all:
-					return
-				case more := <-proposals: // it is full
-					all = append(all, more...)
-				}
+	add := func(more []proposal) {
+		all = append(all, more...)
+		for _, p := range more {
+			if _, ok := p.(*step); ok {
+				h.requests.Add(1)
+			} else {
+				h.messages.Add(1)
 			}
 		}
+	}
+	for {
+		select {
+		case more := <-proposals:
+			add(more)
+			continue
+		case <-h.resume:
+		}
+		for len(all) > 0 {
+			select {
+			case more := <-proposals: // what has come meanwhile is later than the rest
+				add(more)
+				continue
+			default:
+			}
+			select {
+			case more := <-proposals:
+				add(more)
+			case proposals <- all:
+				all = nil
+			}
+		}
+		return
 	}
 }
 
 // Await waits until so many offers, results and claims, and so many requests of other kinds, have been looked at.
 func (h *Halted) Await(messages, requests int) {
 	if requests > 0 {
-		requests++ // the governor's own, for the passing of time; there is never more than one
+		requests += h.own
 	}
-	h.want <- [2]int{messages, requests}
-	<-h.reached
+	for m, r := h.Looked(); m < messages || r < requests; m, r = h.Looked() {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// Own is how many requests of the governor's own will come.
+func (h *Halted) Own() int { return h.own }
+
+// Looked is how many offers, results and claims, and how many requests of other kinds, have been looked at.
+func (h *Halted) Looked() (messages, requests int) {
+	return int(h.messages.Load()), int(h.requests.Load())
 }
 
 // Resume lets them have their turn.

@@ -43,6 +43,11 @@ type loose struct {
 
 	flushes atomic.Int64 // of the live state, tried
 
+	receipted struct {
+		sync.Mutex
+		effects map[string][]string // :: ID → those that nobody has looked at
+	}
+
 	faults struct {
 		sync.Mutex
 		append  func(size int) error        // asked before each commit
@@ -70,6 +75,12 @@ func newKey() ed25519.PrivateKey {
 // newLoose starts a governor on the ledger in dir, with these keys of its own, the current one first.
 func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	t.Helper()
+	return newLooseWith(t, dir, func(*governor.Config) {}, keys...)
+}
+
+// newLooseWith is newLoose with another configuration.
+func newLooseWith(t *testing.T, dir string, change func(*governor.Config), keys ...ed25519.PrivateKey) *loose {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -84,6 +95,7 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	w := &loose{
 		t: t, offers: make(chan []wire.Inbound), requests: make(chan wire.Request), said: make(chan string, 10_000),
 	}
+	w.receipted.effects = map[string][]string{}
 	w.ledger, err = ledger.Open(filepath.Join(dir, "ledger.db"), ledger.Config{LogName: name, Signer: signer})
 	must(err)
 	root, err := issuer.New(issuer.Config{URI: "spiffe://handoff.local/issuer", Keys: keyring.Of(looseIssuer), Governor: uri})
@@ -96,10 +108,12 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	must(err)
 	store, err := policies.NewStore(policyOf(t, allowAll), policies.Config{})
 	must(err)
-	w.g, err = governor.New(t.Context(), governor.Config{
+	cfg := governor.Config{
 		Bus: looseBus{w}, Log: looseLog{w.ledger, w}, Policy: loosePolicy{store}, Issuer: root, Keys: own, URI: uri, LogName: name,
 		LogKey: vkey, Heartbeat: 50 * time.Millisecond, MaxSessions: looseSessions, MaxOpen: looseOpen,
-	})
+	}
+	change(&cfg)
+	w.g, err = governor.New(t.Context(), cfg)
 	must(err)
 	w.endpoint = daemon.Endpoint{Governor: uri, Issuer: root.URI(), IssuerKeys: root.Keys()}
 	ctx, stop := context.WithCancel(t.Context())
@@ -111,6 +125,16 @@ func newLoose(t *testing.T, dir string, keys ...ed25519.PrivateKey) *loose {
 	t.Cleanup(w.stop)
 	<-w.g.Ready()
 	return w
+}
+
+// receipt is the effect of the oldest receipt for an ID that nobody has looked at, or empty.
+func (w *loose) receipt(id string) (effect string) {
+	w.receipted.Lock()
+	defer w.receipted.Unlock()
+	if all := w.receipted.effects[id]; len(all) > 0 {
+		effect, w.receipted.effects[id] = all[0], all[1:]
+	}
+	return effect
 }
 
 // with changes what fails.
@@ -264,7 +288,18 @@ func (w looseBus) Stored(context.Context) (uint64, error) {
 
 func (w looseBus) Skip(context.Context, uint64) error { return nil }
 
-func (w looseBus) Receipt(string, []byte) error { return nil }
+func (w looseBus) Receipt(_ string, body []byte) error {
+	var all wire.Receipts
+	if err := json.Unmarshal(body, &all); err != nil {
+		return err
+	}
+	w.receipted.Lock()
+	defer w.receipted.Unlock()
+	for _, r := range all.Entries {
+		w.receipted.effects[r.ID] = append(w.receipted.effects[r.ID], r.Effect)
+	}
+	return nil
+}
 
 func (w looseBus) Revoke([]byte) error {
 	w.faults.Lock()
@@ -272,9 +307,9 @@ func (w looseBus) Revoke([]byte) error {
 	return w.faults.revoke
 }
 
-func (w looseBus) Quarantine(_ context.Context, _ wire.Inbound, code wire.Code, reason string) error {
+func (w looseBus) Quarantine(_ context.Context, in wire.Inbound, code wire.Code, reason string) error {
 	w.said <- "quarantine " + string(code) + ": " + reason
-	return nil
+	return in.Term(reason)
 }
 
 func (w looseBus) Quarantined(context.Context, uint64, int) ([]wire.Quarantined, error) {

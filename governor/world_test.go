@@ -537,12 +537,22 @@ func (a *agent) claim(session, id string) (held, wire.Claimed) {
 // result returns a result for the held task.
 func (h held) result(body string, change ...func(*wire.ResultToken, *nats.Msg)) string {
 	h.a.t.Helper()
+	id, m := h.sealResult(body, change...)
+	if _, err := h.a.nc.RequestMsg(m, 30*time.Second); err != nil {
+		h.a.t.Fatalf("publishing a result: %v", err)
+	}
+	return id
+}
+
+// sealResult makes a result for the held task.
+func (h held) sealResult(body string, change ...func(*wire.ResultToken, *nats.Msg)) (id string, m *nats.Msg) {
+	h.a.t.Helper()
 	salt := wire.NewSalt()
 	token := wire.ResultToken{
 		ID: newID(h.a.t), IssuedAt: time.Now().Unix(), Audience: h.a.w.d.Endpoint.Governor, Handoff: h.handoff,
 		Status: wire.StatusCompleted, BodyHash: wire.TaskHash(salt, []byte(body)), ContentType: "text/plain",
 	}
-	m := &nats.Msg{Subject: wire.ResultSubject(h.session), Data: []byte(body), Header: nats.Header{
+	m = &nats.Msg{Subject: wire.ResultSubject(h.session), Data: []byte(body), Header: nats.Header{
 		wire.HeaderID: {h.handoff}, wire.HeaderSalt: {wire.EncodeSalt(salt)}, wire.HeaderContentType: {"text/plain"},
 	}}
 	for _, f := range change {
@@ -555,10 +565,7 @@ func (h held) result(body string, change ...func(*wire.ResultToken, *nats.Msg)) 
 	if m.Header.Get(wire.HeaderToken) == "" {
 		m.Header.Set(wire.HeaderToken, signed)
 	}
-	if _, err := h.a.nc.RequestMsg(m, 30*time.Second); err != nil {
-		h.a.t.Fatalf("publishing a result: %v", err)
-	}
-	return token.ID
+	return token.ID, m
 }
 
 func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }

@@ -36,7 +36,7 @@ once, each task had one accepted result, and never two live grants. Guards must 
 after what it stands on was over: they hear of it, or they hear nothing and refuse everything.
 
 The same seed has the same done to the governor, at the same times after it serves. What the machine makes of it differs.`,
-		Example: "  governor torture\n  governor torture --kills 20 --seed 7 --json\n  governor torture --kills 60 --pause 20s --rate 50",
+		Example: "  governor torture\n  governor torture --kills 20 --seed 7 --json\n  governor torture --kills 60 --pause 20s --ttl 2m --rate 50",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runTorture(cmd, cfg) },
 	}
@@ -45,6 +45,7 @@ The same seed has the same done to the governor, at the same times after it serv
 	f.Uint64Var(&cfg.Seed, "seed", 0, "of what is done when (default: another one each time)")
 	f.DurationVar(&cfg.Pause, "pause", cfg.Pause, "longest time between two faults; half of it on average")
 	f.Float64Var(&cfg.Rate, "rate", 0, "offers a second at the most (default: as many as six sessions at a time make)")
+	f.DurationVar(&cfg.TTL, "ttl", 0, "lifetime of sessions (default: an hour); the governor has them in memory until then")
 	f.DurationVar(&cfg.Drain, "drain", cfg.Drain, "how long what is under way may take in the end; what is not there by then is lost")
 	f.StringVar(&cfg.Dir, "keep", "", "keep everything in this new directory (default: one that is removed where nothing was wrong)")
 	return cmd
@@ -52,8 +53,8 @@ The same seed has the same done to the governor, at the same times after it serv
 
 // runTorture fails where anything was lost, or happened twice.
 func runTorture(cmd *cobra.Command, cfg torture.Config) (err error) {
-	if cfg.Kills < 0 || cfg.Pause <= 0 || cfg.Rate < 0 || cfg.Drain <= 0 {
-		return cli.Usagef("--kills and --rate cannot be negative, --pause and --drain must be longer than nothing")
+	if cfg.Kills < 0 || cfg.Pause <= 0 || cfg.Rate < 0 || cfg.Drain <= 0 || cfg.TTL < 0 {
+		return cli.Usagef("--kills, --rate and --ttl cannot be negative, --pause and --drain must be longer than nothing")
 	}
 	if !cmd.Flags().Changed("seed") {
 		cfg.Seed = rand.Uint64N(1_000_000) // short enough to be typed again
@@ -124,8 +125,10 @@ func showTorture(out *cli.Output, o *torture.Outcome) error {
 		"ledger", fmt.Sprintf("%s, %d entries", ledger, o.Entries),
 		"calls", fmt.Sprintf("%d permitted, %d refused as revoked, %d permitted though revoked (the last one after %.0f ms)", o.Permitted, o.Refused, o.Late, o.Lag),
 		"slowest", fmt.Sprintf("%.1f s from an offer to its result", o.Slowest/1000),
-		"memory", fmt.Sprintf("governor %.1f MB, then %.1f; agents %.1f MB, then %.1f", o.Governor.FirstMB, o.Governor.LastMB, o.Agents.FirstMB, o.Agents.LastMB),
-		"goroutines", fmt.Sprintf("governor %d, then %d; agents %d, then %d", o.Governor.FirstGoroutines, o.Governor.LastGoroutines, o.Agents.FirstGoroutines, o.Agents.LastGoroutines),
+		"memory", fmt.Sprintf("in the first quarter of it, the third and the last: governor %.1f, %.1f, %.1f MB; agents %.1f, %.1f, %.1f MB",
+			o.Governor.FirstMB, o.Governor.ThirdMB, o.Governor.LastMB, o.Agents.FirstMB, o.Agents.ThirdMB, o.Agents.LastMB),
+		"goroutines", fmt.Sprintf("governor %d, %d, %d; agents %d, %d, %d", o.Governor.FirstGoroutines, o.Governor.ThirdGoroutines,
+			o.Governor.LastGoroutines, o.Agents.FirstGoroutines, o.Agents.ThirdGoroutines, o.Agents.LastGoroutines),
 		"took", fmt.Sprintf("%.0f s", o.Seconds),
 	)
 	for _, wrong := range o.Wrong {

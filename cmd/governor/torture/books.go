@@ -1,9 +1,11 @@
 package torture
 
 import (
+	"crypto/sha256"
 	"fmt"
-	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/handoff-governor/handoff-governor/handoff"
@@ -46,7 +48,8 @@ type handed struct {
 
 // held is a grant that a worker holds or has held.
 type held struct {
-	*handoff.Grant
+	grant          atomic.Pointer[handoff.Grant] // nil once no more calls are made under it
+	chain          [sha256.Size]byte             // tells grants apart
 	of             *handed
 	ended, revoked time.Time // alone, or with all that is below
 }
@@ -121,7 +124,8 @@ func (b *books) claim(id string, grant *handoff.Grant, transferred bool) *held {
 		b.delivered++
 	}
 	now := time.Now()
-	if h.holder != nil && grant != nil && slices.Equal(h.holder.Chain(), grant.Chain()) {
+	chain := chainOf(grant)
+	if h.holder != nil && grant != nil && h.holder.chain == chain {
 		return h.holder // a process that has lost sight of its task has it again
 	}
 	if h.holder != nil {
@@ -131,8 +135,16 @@ func (b *books) claim(id string, grant *handoff.Grant, transferred bool) *held {
 	if transferred && h.under != nil {
 		h.under.ended, h.under.of.passedOn = now, true
 	}
-	h.holder = &held{Grant: grant, of: h}
+	h.holder = &held{chain: chain, of: h}
+	h.holder.grant.Store(grant)
 	return h.holder
+}
+
+func chainOf(grant *handoff.Grant) [sha256.Size]byte {
+	if grant == nil {
+		return [sha256.Size]byte{}
+	}
+	return sha256.Sum256([]byte(strings.Join(grant.Chain(), "\n")))
 }
 
 func (b *books) complete(id string) {

@@ -91,6 +91,7 @@ type load struct {
 	sources map[string]*workloadapi.X509Source
 	books   *books
 	pace    *pace
+	ttl     time.Duration // of sessions; 0 is the default
 	log     *slog.Logger
 
 	planner  *handoff.Client
@@ -125,9 +126,9 @@ const (
 )
 
 // begin connects everybody to a governor that serves, and sets them to work.
-func begin(ctx context.Context, url string, sockets map[string]string, clock *Clock, log *slog.Logger, seed uint64, rate float64) (_ *load, err error) {
+func begin(ctx context.Context, url string, sockets map[string]string, clock *Clock, log *slog.Logger, cfg Config) (_ *load, err error) {
 	l := &load{
-		url: url, clock: clock, log: log, books: newBooks(), pace: newPace(rate), sources: map[string]*workloadapi.X509Source{},
+		url: url, clock: clock, log: log, books: newBooks(), pace: newPace(cfg.Rate), ttl: cfg.TTL, sources: map[string]*workloadapi.X509Source{},
 		guards: map[string]*guard.Guard{}, workers: map[string][]*worker{}, enough: make(chan struct{}),
 	}
 	l.ctx, l.quit = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -161,10 +162,10 @@ func begin(ctx context.Context, url string, sockets map[string]string, clock *Cl
 		}
 	}
 	for i := range drivers {
-		r := rand.New(rand.NewPCG(seed, uint64(i)))
+		r := rand.New(rand.NewPCG(cfg.Seed, uint64(i)))
 		l.drivers.Go(func() { l.drive(r) })
 	}
-	l.others.Go(func() { l.tryAgain(rand.New(rand.NewPCG(seed, drivers))) })
+	l.others.Go(func() { l.tryAgain(rand.New(rand.NewPCG(cfg.Seed, drivers))) })
 	return l, nil
 }
 
@@ -283,7 +284,7 @@ func (l *load) drive(r *rand.Rand) {
 
 // session is opened, tasks are offered in it, and it is closed: once they are done, or before.
 func (l *load) session(r *rand.Rand) {
-	s, err := l.planner.OpenSession(l.ctx, handoff.SessionRequest{Objective: "torture", Tools: aat.Tools{tool: {}}, MaxHops: 3})
+	s, err := l.planner.OpenSession(l.ctx, handoff.SessionRequest{Objective: "torture", Tools: aat.Tools{tool: {}}, MaxHops: 3, TTL: l.ttl})
 	if err != nil {
 		l.failed("opening a session", err)
 		return
@@ -314,8 +315,11 @@ func (l *load) offer(s *handoff.Session, do string, hurry time.Duration, early b
 	l.pace.wait(l.ctx)
 	options := []handoff.OfferOption{handoff.Tools(aat.Tools{tool: {}})}
 	expected := []wire.Code(nil) // denials
+	if l.ttl > 0 {
+		expected = tooLateCodes
+	}
 	if early {
-		expected = overCodes
+		expected = slices.Concat(expected, overCodes)
 	}
 	switch do {
 	case doDeny:
@@ -324,7 +328,7 @@ func (l *load) offer(s *handoff.Session, do string, hurry time.Duration, early b
 	case doHold:
 		options = append(options, handoff.ContentType("application/ask"))
 	case doRevoke:
-		expected = overCodes
+		expected = slices.Concat(expected, overCodes)
 	}
 	began := time.Now()
 	id, h, err := l.hand(s.Grant, nil, writer, errand{Do: do}, options)
@@ -393,6 +397,11 @@ func (l *load) approve(h *handoff.Handoff, early bool) {
 		}
 		wait(l.ctx, 5*time.Millisecond)
 	}
+}
+
+// tooLateCodes are what ends a handoff whose session had not enough time.
+var tooLateCodes = []wire.Code{
+	wire.CodeExpired, wire.CodeSessionExpired, wire.CodeSessionClosed, wire.CodeSessionUnknown, wire.CodeParentEnded, wire.CodeHandoffUnknown,
 }
 
 // overCodes are what ends a handoff whose session was closed, or that was revoked.
@@ -514,7 +523,11 @@ func (l *load) call(g *held) {
 }
 
 func (l *load) callAt(g *held, audience string, at *guard.Guard) {
-	request, err := g.Call(l.ctx, audience, tool, nil)
+	grant := g.grant.Load()
+	if grant == nil {
+		return
+	}
+	request, err := grant.Call(l.ctx, audience, tool, nil)
 	if err != nil {
 		return // the end
 	}
@@ -535,6 +548,8 @@ func (l *load) keep(g *held) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.grants = append(l.grants, g); len(l.grants) > kept {
+		l.grants[0].grant.Store(nil)
+		l.grants[0] = nil
 		l.grants = l.grants[1:]
 	}
 }

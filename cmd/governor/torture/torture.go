@@ -19,6 +19,7 @@ type Config struct {
 	Seed    uint64        // of what is done to the governor, and of what agents do
 	Pause   time.Duration // between two faults, at the most
 	Rate    float64       // offers a second at the most; 0: as many as there come
+	TTL     time.Duration // of sessions; 0: the client's default. What a short one ends is not lost
 	Drain   time.Duration // for what is under way after the last fault, at the most
 	// Show is told of progress.
 	Show func(Progress)
@@ -57,11 +58,13 @@ type Outcome struct {
 	Wrong         []string       `json:"wrong,omitempty"` // what must not be, in words
 }
 
-// Memory is what a process had at the beginning and in the end: the mean of a quarter of the kills each.
+// Memory is what a process had in the first quarter of the kills, the third and the last: a mean each.
 type Memory struct {
 	FirstMB         float64 `json:"first_mb"` // of heap, after a garbage collection
+	ThirdMB         float64 `json:"third_mb"`
 	LastMB          float64 `json:"last_mb"`
 	FirstGoroutines int     `json:"first_goroutines"`
+	ThirdGoroutines int     `json:"third_goroutines"`
 	LastGoroutines  int     `json:"last_goroutines"`
 }
 
@@ -107,7 +110,7 @@ func Run(ctx context.Context, cfg Config) (*Outcome, error) {
 	defer func() { t.governor.kill() }()
 	url := "tls://" + t.line.listener.Addr().String()
 	logger := slog.New(slog.NewTextHandler(t.log, nil))
-	if t.load, err = begin(ctx, url, t.governor.Sockets, &t.clock, logger, cfg.Seed, cfg.Rate); err != nil {
+	if t.load, err = begin(ctx, url, t.governor.Sockets, &t.clock, logger, cfg); err != nil {
 		return nil, err
 	}
 	outcome := &Outcome{Seed: cfg.Seed, Faults: map[string]int{}}
@@ -135,9 +138,7 @@ func (t *torture) faults(ctx context.Context, log *slog.Logger, o *Outcome) erro
 	for _, f := range plan(t.Seed, t.Kills, t.Pause) {
 		t.show(o, f.kind)
 		if f.kind == faultKill {
-			if err := t.measure(); err != nil {
-				return err
-			}
+			t.measure(ctx, log)
 		}
 		log.InfoContext(ctx, "fault", "number", t.done, "kind", f.kind, "after", f.after, "lasts", f.lasts, "by", f.by)
 		if err := t.inflict(ctx, f); err != nil {
@@ -176,7 +177,7 @@ func (t *torture) judge(ctx context.Context, o *Outcome) {
 	o.Offers, o.Delivered, o.Results, o.Lost = b.offers, b.delivered, b.results, b.missing
 	o.Permitted, o.Refused, o.Late, o.Lag = b.permitted, b.refused, b.late, milliseconds(b.lag)
 	o.Slowest, o.Wrong, o.Ends = milliseconds(b.slowest), b.wrong, b.ends
-	o.Governor, o.Agents, o.EndedByItself = firstAndLast(t.governorMemory), firstAndLast(t.agentsMemory), t.died
+	o.Governor, o.Agents, o.EndedByItself = overTime(t.governorMemory), overTime(t.agentsMemory), t.died
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -223,23 +224,25 @@ func used() memory {
 }
 
 // measure notes what the governor and the agents use.
-func (t *torture) measure() error {
+func (t *torture) measure(ctx context.Context, log *slog.Logger) {
 	select {
 	case <-t.governor.gone:
-		return nil
+		return
 	default:
 	}
 	r, err := t.governor.ask(order{Measure: true})
 	if err != nil {
-		return nil //nolint:nilerr // it ended meanwhile; that is seen elsewhere
+		return // it ended meanwhile; that is seen elsewhere
 	}
-	t.governorMemory = append(t.governorMemory, memory{r.Heap, r.Goroutines})
-	t.agentsMemory = append(t.agentsMemory, used())
-	return nil
+	governor, agents := memory{r.Heap, r.Goroutines}, used()
+	t.governorMemory, t.agentsMemory = append(t.governorMemory, governor), append(t.agentsMemory, agents)
+	log.InfoContext(ctx, "memory", "governor_mb", governor.heap>>20, "goroutines", governor.goroutines,
+		"agents_mb", agents.heap>>20, "agents_goroutines", agents.goroutines)
 }
 
-// firstAndLast are the means of the first quarter and of the last.
-func firstAndLast(all []memory) (m Memory) {
+// overTime are the means of the first quarter, the third and the last: with sessions that live shorter than a half of it, the last two
+// are alike unless something grows.
+func overTime(all []memory) (m Memory) {
 	n := (len(all) + 3) / 4
 	if n == 0 {
 		return m
@@ -252,6 +255,8 @@ func firstAndLast(all []memory) (m Memory) {
 		return mb / float64(n), goroutines / n
 	}
 	m.FirstMB, m.FirstGoroutines = mean(all[:n])
+	half := min(len(all)/2, len(all)-n)
+	m.ThirdMB, m.ThirdGoroutines = mean(all[half : half+n])
 	m.LastMB, m.LastGoroutines = mean(all[len(all)-n:])
 	return m
 }
