@@ -209,6 +209,43 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// Time ends sessions and grants by itself, within a second of when it should: nobody needs to ask, and a restart in between changes
+// nothing.
+func TestExpiryComesByItself(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.agent("a"), w.agent("b")
+	root := a.session(readFiles(), func(r *wire.OpenRequest) { r.TTL = 5 })
+	short := root.offer(b.name, "work", func(o *offering) {
+		o.claims.ExpiresAt = root.leaf().Claims.ExpiresAt - 1
+		o.handoff.Deadline = o.claims.ExpiresAt
+	})
+	a.receipt(short.id)
+	grant, _ := b.claim(root.session, short.id)
+	w.stop()
+	w.start()
+	op := w.operator()
+	ends := map[entry.Kind]int64{ // Unix milliseconds
+		entry.KindRevoked: grant.leaf().Claims.ExpiresAt * 1000, entry.KindClosed: root.leaf().Claims.ExpiresAt * 1000,
+	}
+	next := uint64(0)
+	for end := time.Now().Add(20 * time.Second); len(ends) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("these have not come: %v", ends)
+		}
+		for size := op.operate(wire.VerbHealth, wire.OperatorRequest{}).Health.Entries; next < size; next++ {
+			e := w.entryAt(op, next)
+			due, ok := ends[e.Kind]
+			if !ok {
+				continue
+			}
+			delete(ends, e.Kind)
+			if late := e.Time - due; late < 0 || late > 1500 { // a heartbeat, and a busy machine
+				t.Errorf("%s came %d ms after it was due", e.Kind, late)
+			}
+		}
+	}
+}
+
 // Requests to open a session that must not open one.
 func TestBadOpens(t *testing.T) {
 	w := newWorld(t)

@@ -41,7 +41,8 @@ type loose struct {
 	requests chan wire.Request
 	said     chan string // kind and body of a delivered message, or "quarantine" with code and reason
 
-	flushes atomic.Int64 // of the live state, tried
+	flushes atomic.Int64           // of the live state, tried
+	poison  atomic.Pointer[string] // an ID that breaks every batch that uses it up
 
 	receipted struct {
 		sync.Mutex
@@ -359,6 +360,11 @@ func (l looseLog) Append(ctx context.Context, next uint64, batch []ledger.Record
 			return err
 		}
 	}
+	for _, r := range batch {
+		if poison := l.w.poison.Load(); poison != nil && slices.Contains(r.IDs, *poison) {
+			return ledger.ErrIDUsed
+		}
+	}
 	return l.Ledger.Append(ctx, next, batch)
 }
 
@@ -674,5 +680,37 @@ func TestTroubleIsTold(t *testing.T) {
 	w.await()
 	if !errors.Is(w.ended, ledger.ErrBroken) {
 		t.Errorf("it ended with %v", w.ended)
+	}
+}
+
+// What breaks its batch by itself is found, and set aside after a bounded number of tries. It blocks nobody.
+func TestPoisonIsSetAside(t *testing.T) {
+	w := newLoose(t, t.TempDir(), newKey())
+	a, b := w.agent("a"), w.agent("b")
+	h := w.session(a)
+	draft := func() *offering {
+		o := h.draft(b.name, "work")
+		h.seal(o)
+		return o
+	}
+	poison := draft()
+	w.poison.Store(&poison.id)
+	const most = 20 // as in maxDeliveries
+	for delivery := 1; delivery <= most; delivery++ {
+		good, settled, poisoned := draft(), make(chan string, 1), make(chan string, 1)
+		in := w.message(h, poison, poisoned)
+		in.Deliveries = delivery
+		w.offers <- []wire.Inbound{in, w.message(h, good, settled)}
+		if how := <-settled; how != "ack" || w.receipt(good.id) == "" {
+			t.Fatalf("beside the poison, an offer was settled by %q", how)
+		}
+		want := "retry"
+		if delivery == most {
+			want = "term"
+			w.hears("quarantine " + string(wire.CodeQuarantineUnknown))
+		}
+		if how := <-poisoned; how != want {
+			t.Fatalf("at delivery %d the poison was settled by %q, want %q", delivery, how, want)
+		}
 	}
 }

@@ -28,6 +28,7 @@ type Bus struct {
 	writer  jetstream.JetStream
 	inboxes jetstream.Stream
 	newest  atomic.Uint64 // number of a message that was stored in an inbox; none was lower that came after it
+	behind  atomic.Bool   // the server that was asked last knew of less
 	answers *nats.Conn
 	feed    *nats.Conn
 	puller  *puller
@@ -240,18 +241,23 @@ func (b *Bus) Deliver(ctx context.Context, out []wire.Outbound) error {
 // Stored is the sequence number that the newest message in an inbox was given, whether it is still there or not, or that was
 // skipped last. After a loss of power it may be smaller than before.
 //
-// Where it is smaller than this Bus has seen, the error is [wire.ErrStreamsLost].
+// Where it is smaller than this Bus has seen, or the stream is not there, and still so when it is asked next, the error is
+// [wire.ErrStreamsLost]: a server that leads since a moment may be behind what was stored.
 func (b *Bus) Stored(ctx context.Context) (uint64, error) {
 	before := b.newest.Load()
 	info, err := b.inboxes.Info(ctx)
-	if err != nil {
+	gone := errors.Is(err, jetstream.ErrStreamNotFound)
+	switch {
+	case err != nil && !gone:
 		return 0, fmt.Errorf("streams: looking at the inboxes: %w", err)
-	}
-	if info.State.LastSeq < before {
+	case !gone && info.State.LastSeq >= before:
+		b.behind.Store(false)
+		b.seen(info.State.LastSeq)
+		return info.State.LastSeq, nil
+	case b.behind.Swap(true):
 		return 0, fmt.Errorf("streams: %w", wire.ErrStreamsLost)
 	}
-	b.seen(info.State.LastSeq)
-	return info.State.LastSeq, nil
+	return 0, errors.New("streams: a server has less in the inboxes than was stored; it is asked again")
 }
 
 // seen notes that a number was given.

@@ -71,10 +71,16 @@ func (b *Bus) ReadAhead() int64 { return b.waiting.Load() }
 func TestingLoseInboxes(t testing.TB, b *Bus) {
 	t.Helper()
 	config := b.inboxes.CachedInfo().Config
-	if err := b.writer.DeleteStream(t.Context(), streamInbox); err != nil {
+	TestingDeleteInboxes(t, b)
+	if _, err := b.writer.CreateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.writer.CreateStream(t.Context(), config); err != nil {
+}
+
+// TestingDeleteInboxes deletes their stream.
+func TestingDeleteInboxes(t testing.TB, b *Bus) {
+	t.Helper()
+	if err := b.writer.DeleteStream(t.Context(), streamInbox); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -58,11 +58,29 @@ func TestInboxesLost(t *testing.T) {
 		check(t, put())
 		check(t, put())
 		streams.TestingLoseInboxes(t, bus)
+		if _, err := bus.Stored(t.Context()); err == nil || errors.Is(err, wire.ErrStreamsLost) {
+			t.Errorf("asked once, the inboxes are believed to have lost messages, or to have them: %v", err)
+		}
 		if _, err := bus.Stored(t.Context()); !errors.Is(err, wire.ErrStreamsLost) {
 			t.Errorf("the inboxes are asked for their newest number: %v", err)
 		}
 		if err := put(); !errors.Is(err, wire.ErrStreamsLost) {
 			t.Errorf("messages are put: %v", err)
+		}
+	})
+}
+
+// A stream that is gone has lost everything.
+func TestInboxesGone(t *testing.T) {
+	inBoth(t, func(t *testing.T, start func(...func(*streams.Config)) *world) {
+		bus := start().Governor()
+		if _, err := bus.Stored(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		streams.TestingDeleteInboxes(t, bus)
+		_, _ = bus.Stored(t.Context())
+		if _, err := bus.Stored(t.Context()); !errors.Is(err, wire.ErrStreamsLost) {
+			t.Errorf("the inboxes are gone: %v", err)
 		}
 	})
 }
