@@ -119,3 +119,38 @@ func usage(b *testing.B) (cpu time.Duration, written float64) {
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano()), float64(r.Oublock) * 512
 }
+
+// BenchmarkDurability is a commit of some entries with its two syncs, and the same without: what it costs that a loss of power takes
+// nothing that was receipted. They take turns, so that they compare.
+func BenchmarkDurability(b *testing.B) {
+	for _, entries := range []int{1, 16, 256} {
+		b.Run(fmt.Sprintf("entries=%d", entries), func(b *testing.B) {
+			signer, _ := ledgertest.Key(b)
+			cfg := ledger.Config{LogName: signer.Name(), Signer: signer}
+			var took [2]time.Duration
+			var ledgers [2]*ledger.Ledger
+			for i, open := range []func(string, ledger.Config) (*ledger.Ledger, error){ledger.Open, ledger.OpenWithoutSync} {
+				l, err := open(filepath.Join(b.TempDir(), "ledger.db"), cfg)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer l.Close()
+				ledgers[i] = l
+			}
+			f := newFiller(50)
+			for b.Loop() {
+				batch := f.batch(entries)
+				for i, l := range ledgers {
+					begun := time.Now()
+					if err := l.Append(b.Context(), l.Size(), batch); err != nil {
+						b.Fatal(err)
+					}
+					took[i] += time.Since(begun)
+				}
+			}
+			b.ReportMetric(float64(took[0].Microseconds())/float64(b.N), "synced_us")
+			b.ReportMetric(float64(took[1].Microseconds())/float64(b.N), "unsynced_us")
+			b.ReportMetric(float64(took[0])/float64(took[1]), "ratio")
+		})
+	}
+}

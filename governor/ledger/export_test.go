@@ -25,4 +25,10 @@ func OpenWithSync(path string, cfg Config, sync func() error) (*Ledger, error) {
 	return Open(path, cfg)
 }
 
+// OpenWithoutSync is Open without what a commit costs for the sake of a loss of power.
+func OpenWithoutSync(path string, cfg Config) (*Ledger, error) {
+	cfg.testingOnlyNoSync = true
+	return Open(path, cfg)
+}
+
 const FormatVersion = formatVersion

@@ -98,6 +98,8 @@ type Config struct {
 	testingOnlyOpenFile func(string, int, os.FileMode) (*os.File, error)
 	// testingOnlyCommitted stands for the last sync of a commit, which can fail when everything is written.
 	testingOnlyCommitted func() error
+	// testingOnlyNoSync leaves the syncs out, to measure what they cost.
+	testingOnlyNoSync bool
 }
 
 // Ledger is an open ledger. Its methods are safe for use by several goroutines at once.
@@ -188,6 +190,7 @@ func openFile(path string, cfg Config, wait time.Duration) (db *bbolt.DB, err er
 		FreelistType: bbolt.FreelistMapType,
 		NoStatistics: true,
 		OpenFile:     cfg.testingOnlyOpenFile,
+		NoSync:       cfg.testingOnlyNoSync,
 	}
 	// A read-only file does not grow, and on Windows the map's size is the file's.
 	if !cfg.ReadOnly && runtime.GOOS != "windows" {
