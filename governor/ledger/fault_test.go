@@ -334,17 +334,17 @@ func appendUntilKilled(path string) {
 // Any byte of the file that is changed is found, and named, or is one that nobody reads: then all that the ledger holds is what it
 // was. Nothing panics, and nothing runs for ever.
 func TestFlippedBytes(t *testing.T) {
-	log := history(300) // so that there are branches
+	log := history(160) // so that there are branches
 	dir := t.TempDir()
 	path := filepath.Join(dir, "ledger.db")
 	l, err := ledger.Open(path, ledger.Config{LogName: log.Name, Signer: log.Signer})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := 0; i < len(log.Items); i += 30 {
-		mustAppend(t, l, log.Items[i:i+30])
+	for i := 0; i < len(log.Items); i += 20 {
+		mustAppend(t, l, log.Items[i:i+20])
 	}
-	if err := l.PutLive(200, map[string][]byte{"session/x": {}, "agent/a": []byte("0123456789abcdef")}); err != nil {
+	if err := l.PutLive(100, map[string][]byte{"session/x": {}, "agent/a": []byte("0123456789abcdef")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.NoteLive(map[string][]byte{"numbers": []byte("12345678")}); err != nil {
@@ -370,9 +370,9 @@ func TestFlippedBytes(t *testing.T) {
 				used = append(used, at+i)
 			}
 		}
-		n := 8
+		n := 5
 		if kind := binary.NativeEndian.Uint16(content[at+8:]); kind == 2 && content[at+16] == 1 || at < 2*page {
-			n = 60 // the small buckets are all in the leaf that names the buckets
+			n = 50 // the small buckets are all in the leaf that names the buckets
 		}
 		for range min(n, len(used)) {
 			flips = append(flips, used[random.IntN(len(used))])

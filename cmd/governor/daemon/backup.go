@@ -70,8 +70,10 @@ func Backup(ctx context.Context, from, to string, src ledger.Source, keys bool, 
 	if err := os.MkdirAll(to, 0o700); err != nil {
 		return copied, err
 	}
-	if same, err := sameFile(from, to); err != nil || same {
-		return copied, errors.Join(err, fmt.Errorf("%s is the data directory itself: name another one for the backup", to))
+	if same, err := sameFile(from, to); err != nil {
+		return copied, err
+	} else if same {
+		return copied, fmt.Errorf("%s is the data directory itself: name another one for the backup", to)
 	}
 	l, err := ledger.Open(LedgerPath(to), ledger.Config{LogName: endpoint.Log})
 	if err != nil {
