@@ -50,7 +50,7 @@ func (g *Governor) put(ctx context.Context, messages []wire.Outbound) error {
 	if !settled(err) {
 		n.unsure.Store(time.Now().Add(unsureFor).UnixNano())
 		g.noteTrouble(ctx, ofStreams, err)
-	} else {
+	} else if g.cfg.Bus.Trouble() == nil {
 		g.noteTrouble(ctx, ofStreams, nil) // an inbox at its limit is its owner's trouble
 	}
 	return err
