@@ -16,11 +16,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 
 	"github.com/handoff-governor/handoff-governor/governor/ledger"
 	"github.com/handoff-governor/handoff-governor/governor/ledger/ledgertest"
@@ -241,6 +244,45 @@ func TestPowerFails(t *testing.T) {
 		if report := ledgertest.Check(t, survived, log.Config()); report.Entries != 120 {
 			t.Fatalf("round %d: verified %d entries", round, report.Entries)
 		}
+	}
+}
+
+// A power failure while the file is made leaves nothing that could be lost, and the next start makes it.
+func TestPowerFailsAtTheBeginning(t *testing.T) {
+	const page = 16 << 10
+	log := history(3)
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	l, err := ledger.Open(path, ledger.Config{LogName: log.Name, Signer: log.Signer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(filepath.Join(t.TempDir(), "empty.db"), 0o600, &bbolt.Options{PageSize: page})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := db.Path()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pages := readPages(t, made, page)
+	for torn := range 2 {
+		disk := slices.Clone(pages)
+		disk[torn] = make([]byte, page)
+		if err := os.WriteFile(path, bytes.Join(disk, nil), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ledger.Open(path, ledger.Config{LogName: log.Name, Signer: log.Signer})
+		if err != nil {
+			t.Fatalf("header %d is missing: %v", torn, err)
+		}
+		mustAppend(t, l, log.Items)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ledgertest.Check(t, path, log.Config())
 	}
 }
 

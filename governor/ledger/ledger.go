@@ -221,7 +221,7 @@ func (l *Ledger) followable() error {
 		return err
 	}
 	defer file.Close()
-	if p.damaged != nil && !l.cfg.ReadOnly {
+	if p.damaged != nil && !l.cfg.ReadOnly && p.tx > createdBy {
 		return fmt.Errorf("%w: what was committed last may be gone; restore a backup", p.damaged)
 	}
 	return p.check()

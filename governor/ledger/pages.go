@@ -62,6 +62,10 @@ func readHeader(file io.ReaderAt, page uint64, pageSize int) (h header, err erro
 	}, nil
 }
 
+// createdBy is the newer of the two transactions that a new file has headers of. Where that is the newest whole one, nothing has been
+// recorded: the file was being made when the power failed.
+const createdBy = 1
+
 // newestHeader reads both, and returns the newest that is whole, with an error where one is not: bbolt goes on with the other,
 // which is that of the transaction before, and what was committed last is gone without a word. A crash leaves none damaged, since
 // a header is within one sector of a disk.
